@@ -1,0 +1,270 @@
+"""Settings: read from YAML, overridden by ``--set a.b=c``, unknown keys refused with the nearest valid one.
+
+Knows nothing of devices or files beyond the configuration file itself. ``recipe`` is the part that decides pixels and
+therefore goes into fingerprints; everything else may change between two runs of one store.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError, InvalidInputError
+from pipeline.types import BLOCK_PX, Period
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_PERIODS = 12
+"""Time steps the released encoders were trained with (OlmoEarth: twelve 30-day periods)."""
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSettings(_Section):
+    """Where scenes come from and how a period becomes one image."""
+
+    catalog: str = Field(
+        "planetary-computer",
+        description="'planetary-computer', the URL of a STAC API, or a file/folder: static catalogue, ItemCollection "
+        "JSON, NDJSON or stac-geoparquet.",
+    )
+    collection: str = Field("sentinel-2-l2a", description="STAC collection of the scenes.")
+    period_days: int = Field(30, ge=1, le=366, description="Length of a period, days; the last one may be shorter.")
+    composite: Literal["scl_first_valid"] = Field(
+        "scl_first_valid", description="Rank a cell's scenes by their scene classification, then first valid pixel."
+    )
+    max_cloud_pct: float = Field(100.0, ge=0, le=100, description="Scenes above this cloud cover are not candidates.")
+    max_candidates: int = Field(24, ge=1, description="Candidates kept per cell and period, least cloudy first.")
+
+
+class EncodeSettings(_Section):
+    """The encoder and its window lattice."""
+
+    patch_px: Literal[1, 2, 4, 8] = Field(4, description="Side of a token, 10 m pixels.")
+    window_px: int | Literal["auto"] = Field("auto", description="Side of a window; auto: 64, at patch 8: 96.")
+    overlap_px: int | Literal["auto"] = Field(
+        "auto", description="Overlap of windows; auto: 6 tokens, at patch 8: 4 tokens."
+    )
+    stitch: Literal["blend"] = Field("blend", description="How overlapping windows become one field.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA and on CPUs with AVX512-BF16 or AMX, else float32."
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on for CUDA.")
+    batch_windows: int | Literal["auto"] = Field("auto", description="Windows per forward pass, fixed per store.")
+
+    def window(self) -> int:
+        """Window side in pixels."""
+        return (96 if self.patch_px == 8 else 64) if self.window_px == "auto" else self.window_px
+
+    def overlap(self) -> int:
+        """Overlap in pixels."""
+        return self.patch_px * (4 if self.patch_px == 8 else 6) if self.overlap_px == "auto" else self.overlap_px
+
+    @model_validator(mode="after")
+    def _check(self) -> EncodeSettings:
+        window, overlap, patch = self.window(), self.overlap(), self.patch_px
+        if window <= 0 or window % patch:
+            raise ValueError(f"encode.window_px {window} is not a positive multiple of encode.patch_px {patch}")
+        if overlap < 0 or overlap % patch:
+            raise ValueError(f"encode.overlap_px {overlap} is not a multiple of encode.patch_px {patch}")
+        if overlap >= window:
+            raise ValueError(f"encode.overlap_px {overlap} must be smaller than encode.window_px {window}")
+        if isinstance(self.batch_windows, int) and self.batch_windows < 1:
+            raise ValueError(f"encode.batch_windows {self.batch_windows} must be at least 1")
+        return self
+
+
+class StoreSettings(_Section):
+    """The embedding store."""
+
+    tile_px: Literal["auto", 256, 512, 1024, 2048] = Field(
+        "auto", description="Side of a tile; auto: 2048 on CUDA, 512 on a CPU. Fixed when the store is created."
+    )
+    calibration: str = Field("auto", description="Calibration file (JSON); auto: a provisional one, labelled as such.")
+
+
+class MapSettings(_Section):
+    """One map made in the same pass."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    head: str = Field(description="File written by 'earthpress probe fit'.")
+
+
+class RunSettings(_Section):
+    """How the work is done; decides no pixel."""
+
+    io_threads: int = Field(16, ge=1, le=256, description="Threads that read; measured past the knee at 30 ms latency.")
+    encoder_threads: int | Literal["auto"] = Field(
+        "auto", description="Single-threaded encoders on a CPU; auto: cores."
+    )
+    read_ahead_bytes: int | Literal["auto"] = Field("auto", description="Bytes read ahead; auto: a quarter of memory.")
+    max_degraded_pct: float = Field(20.0, ge=0, le=100, description="More degraded tiles than this: exit 65.")
+    max_attempts: int = Field(3, ge=1, description="Attempts at a tile before it is left as failed.")
+
+
+class AccountSettings(_Section):
+    """Prices."""
+
+    prices: str = Field("", description="Price table (YAML); empty: the packaged configs/prices.yaml.")
+    instance: str = Field("", description="Row of the price table; empty: price unknown, USD is null.")
+
+
+class Settings(_Section):
+    """Everything a run needs; ``load`` builds it."""
+
+    bbox: tuple[float, float, float, float] | None = Field(None, description="west, south, east, north, degrees.")
+    aoi: str | None = Field(None, description="Vector file of the area (any pyogrio format, GeoParquet).")
+    start: date | None = None
+    end: date | None = Field(None, description="Exclusive end.")
+    output: str | None = None
+    model: str | None = Field(None, description="Folder with config.json and weights.pth, or random:v1.2-nano:SEED.")
+    inputs: InputSettings = Field(default_factory=InputSettings)
+    encode: EncodeSettings = Field(default_factory=EncodeSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    maps: tuple[MapSettings, ...] = ()
+    run: RunSettings = Field(default_factory=RunSettings)
+    account: AccountSettings = Field(default_factory=AccountSettings)
+
+    @field_validator("maps")
+    @classmethod
+    def _unique_names(cls, maps: tuple[MapSettings, ...]) -> tuple[MapSettings, ...]:
+        names = [m.name for m in maps]
+        if len(set(names)) != len(names):
+            raise ValueError(f"maps have the same name twice: {names}")
+        return maps
+
+    def periods(self, *, today: date) -> tuple[Period, ...]:
+        """The half-open periods of the request, anchored at the start date.
+
+        Raises:
+            InvalidInputError: Dates missing, reversed, in the future, or more than 12 periods.
+        """
+        if self.start is None or self.end is None:
+            raise InvalidInputError("start and end are needed: --start 2024-03-01 --end 2024-09-01 (end is exclusive)")
+        if self.end <= self.start:
+            raise InvalidInputError(f"end {self.end} is not after start {self.start}; the end is exclusive")
+        if self.start > today:
+            raise InvalidInputError(f"start {self.start} lies in the future (today is {today}): no scene exists yet")
+        if self.end > today + timedelta(days=1):
+            raise InvalidInputError(f"end {self.end} lies in the future (today is {today}): use --end {today}")
+        days, step = (self.end - self.start).days, self.inputs.period_days
+        count = math.ceil(days / step)
+        if count > MAX_PERIODS:
+            raise InvalidInputError(
+                f"{self.start} to {self.end} makes {count} periods of {step} days, the models take at most {MAX_PERIODS}: "
+                f"use --end {self.start + timedelta(days=step * MAX_PERIODS)} or a longer inputs.period_days"
+            )
+        first = datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC)
+        last = datetime(self.end.year, self.end.month, self.end.day, tzinfo=UTC)
+        return tuple(
+            Period(
+                index=i,
+                start=first + timedelta(days=step * i),
+                end=min(first + timedelta(days=step * (i + 1)), last),
+            )
+            for i in range(count)
+        )
+
+
+def load(path: str | None, *, overrides: Iterable[str] = (), values: dict[str, Any] | None = None) -> Settings:
+    """Read a configuration file, apply ``a.b=c`` overrides and explicit values, and check everything.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: ``key=value`` strings; the value is read as YAML.
+        values: Top-level values that win over file and overrides; None values are ignored.
+
+    Raises:
+        ConfigError: File missing or not YAML, unknown key (the nearest valid one is named), value out of range.
+    """
+    data: dict[str, Any] = _read(path) if path else {}
+    for text in overrides:
+        key, sep, value = text.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"--set {text!r} is not of the form key=value, e.g. --set encode.patch_px=2")
+        _assign(data, key.strip().split("."), yaml.safe_load(value), text)
+    data |= {k: v for k, v in (values or {}).items() if v is not None}
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as err:
+        raise ConfigError(_explain(err, path)) from err
+
+
+def _read(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"configuration file {path} does not exist")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"configuration file {path} is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ConfigError(f"configuration file {path} is not YAML: {err}") from err
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"configuration file {path} must hold keys and values, got {type(data).__name__}")
+    return data
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
+    node = data
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {text!r}: {key} is not a section")
+    node[keys[-1]] = value
+
+
+def _explain(err: ValidationError, path: str | None) -> str:
+    lines = []
+    for item in err.errors():
+        where = ".".join(str(p) for p in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            near = _nearest(item["loc"])
+            lines.append(f"unknown key {where!r}" + (f"; did you mean {near!r}?" if near else ""))
+        else:
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+    return f"{path or 'configuration'}: " + "; ".join(lines)
+
+
+def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> tuple[str, ...]:
+    """All dotted keys a configuration may hold."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys.extend(valid_keys(field.annotation, f"{prefix}{name}."))
+    return tuple(keys)
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str | None:
+    wanted = ".".join(str(p) for p in loc)
+    keys = valid_keys()
+    close = difflib.get_close_matches(wanted, keys, n=1, cutoff=0.5)
+    if close:
+        return close[0]
+    leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
+    close = difflib.get_close_matches(str(loc[-1]), leaf, n=1, cutoff=0.6)
+    return leaf[close[0]] if close else None
+
+
+def check_grid(encode: EncodeSettings, tile_px: int) -> None:
+    """Refuse a tile that is not whole blocks.
+
+    Raises:
+        ConfigError: ``tile_px`` is not a multiple of the block.
+    """
+    if tile_px % BLOCK_PX or tile_px % encode.patch_px:
+        raise ConfigError(f"store.tile_px {tile_px} must be a multiple of {BLOCK_PX} and of the patch")

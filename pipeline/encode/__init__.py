@@ -1,0 +1,1 @@
+"""Stack to vectors: the encoder, its session, stitching and quantising."""

@@ -1,0 +1,1 @@
+"""Before any pixel is read: area, grid, catalogue, selection, estimates; pure but for the catalogue."""

@@ -1,0 +1,1 @@
+"""Scenes to Stack: native-resolution windows, ranking, compositing, the lazy view."""

@@ -1,0 +1,1 @@
+"""One tile; one machine."""

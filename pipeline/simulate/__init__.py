@@ -1,0 +1,1 @@
+"""Landscapes and scenes with known truth, for the demo and the tests."""

@@ -1,0 +1,662 @@
+"""The frozen values that flow from stage to stage.
+
+Stages know these values and not each other. Rules that hold for all of them: fields are tuples, never lists or dicts;
+values that hold arrays compare by identity (``eq=False``); nobody writes into an array it did not create; a mask is
+called ``valid`` and True means usable; rasters are indexed ``row, col`` with row 0 in the north; times are UTC.
+
+The lattice: every UTM zone has one integer lattice in the plane of EPSG:326NN (also in the south, where northings
+are negative), origin (0, 0), north-up. Lattice pixel (row, col) of resolution ``res_m`` covers
+x in [col*res_m, (col+1)*res_m) and y in (-(row+1)*res_m, -row*res_m]; rows north of the equator are negative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from affine import Affine
+    from numpy.typing import NDArray
+
+PIXEL_M = 10
+"""Side of a lattice pixel of the output, metres."""
+BLOCK_PX = 256
+"""Side of a block: the smallest piece of a tile that an area can want."""
+CELL_PX = 2048
+"""Side of a ranking cell: scenes are ranked once per cell and period, whatever the tile."""
+NODATA_CODE = -128
+"""int8 code of a pixel without an embedding."""
+DN_OFFSET = 1000
+"""Every Sentinel-2 Stack holds DN as processing baseline 04.00 and later encodes it: reflectance * 10000 + 1000, 0 is
+nodata (ESA, Sentinel-2 Products Specification, radiometric offset). Older scenes get +1000 when read, so that the
+subtraction happens once, after resampling, which keeps parity with the readers the model was trained with."""
+
+
+class Reason(IntEnum):
+    """Why an output pixel has no embedding (layer ``reason`` of the store, uint8)."""
+
+    VALID = 0
+    NOT_REQUESTED = 1
+    NO_OBSERVATION = 2
+    READ_FAILED = 3
+    OTHER_ZONE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A rectangle of lattice pixels in one UTM zone.
+
+    Attributes:
+        zone: UTM zone number, 1..60.
+        res_m: Side of a pixel, metres.
+        row: Lattice row of the northern edge (negative north of the equator).
+        col: Lattice column of the western edge.
+        height: Rows.
+        width: Columns.
+    """
+
+    zone: int
+    res_m: int
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.zone <= 60:
+            raise InvalidInputError(f"Box.zone is {self.zone}, must be 1..60")
+        if self.res_m <= 0 or self.height <= 0 or self.width <= 0:
+            raise InvalidInputError(f"Box needs positive res_m, height and width, got {self}")
+
+    @property
+    def row_stop(self) -> int:
+        """Row after the southern edge."""
+        return self.row + self.height
+
+    @property
+    def col_stop(self) -> int:
+        """Column after the eastern edge."""
+        return self.col + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def epsg(self) -> int:
+        """EPSG code of the lattice plane: 326NN in both hemispheres."""
+        return 32600 + self.zone
+
+    @property
+    def bounds_m(self) -> tuple[float, float, float, float]:
+        """(x_min, y_min, x_max, y_max) in the lattice plane, metres."""
+        r = float(self.res_m)
+        return self.col * r, -self.row_stop * r, self.col_stop * r, -self.row * r
+
+    @property
+    def transform(self) -> Affine:
+        """Affine from (col, row) of the array to (x, y) metres, as rasterio uses it."""
+        from affine import Affine  # noqa: PLC0415
+
+        return Affine(self.res_m, 0, self.col * self.res_m, 0, -self.res_m, -self.row * self.res_m)
+
+    def intersect(self, other: Box) -> Box | None:
+        """The common part, or None; both must share zone and resolution."""
+        if (self.zone, self.res_m) != (other.zone, other.res_m):
+            raise InvalidInputError(f"boxes of different lattices: {self} and {other}")
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height, width = min(self.row_stop, other.row_stop) - row, min(self.col_stop, other.col_stop) - col
+        if height <= 0 or width <= 0:
+            return None
+        return Box(zone=self.zone, res_m=self.res_m, row=row, col=col, height=height, width=width)
+
+    def pad(self, px: int) -> Box:
+        """The box grown by ``px`` pixels on every side."""
+        return Box(
+            zone=self.zone,
+            res_m=self.res_m,
+            row=self.row - px,
+            col=self.col - px,
+            height=self.height + 2 * px,
+            width=self.width + 2 * px,
+        )
+
+    def cover(self, res_m: int, *, pad_px: int = 0) -> Box:
+        """The smallest box of lattice ``res_m`` that covers this one, grown by ``pad_px`` of its own pixels."""
+        row, col = self.row * self.res_m // res_m, self.col * self.res_m // res_m
+        row_stop = -(-self.row_stop * self.res_m // res_m)
+        col_stop = -(-self.col_stop * self.res_m // res_m)
+        box = Box(zone=self.zone, res_m=res_m, row=row, col=col, height=row_stop - row, width=col_stop - col)
+        return box.pad(pad_px) if pad_px else box
+
+    def slices_in(self, outer: Box) -> tuple[slice, slice]:
+        """(row, col) slices that cut this box out of an array laid over ``outer``."""
+        row, col = self.row - outer.row, self.col - outer.col
+        if row < 0 or col < 0 or self.row_stop > outer.row_stop or self.col_stop > outer.col_stop:
+            raise InvalidInputError(f"{self} does not lie inside {outer}")
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Tile:
+    """Unit of planning, reading, retry and commit.
+
+    Attributes:
+        zone: UTM zone, 1..60.
+        row: Tile row of the zone lattice (lattice row // tile_px).
+        col: Tile column of the zone lattice.
+        tile_px: Side in 10 m pixels, a power of two, 256..2048.
+    """
+
+    zone: int
+    row: int
+    col: int
+    tile_px: int
+
+    @property
+    def id(self) -> str:
+        """Stable name, safe in file names: ``z31_r-1100_c97``."""
+        return f"z{self.zone:02d}_r{self.row}_c{self.col}"
+
+    @property
+    def box(self) -> Box:
+        """The tile's 10 m pixels."""
+        n = self.tile_px
+        return Box(zone=self.zone, res_m=PIXEL_M, row=self.row * n, col=self.col * n, height=n, width=n)
+
+    def block_box(self, block_row: int, block_col: int) -> Box:
+        """The 10 m pixels of block (block_row, block_col), counted from the tile's north-west corner."""
+        b = self.box
+        row, col = b.row + block_row * BLOCK_PX, b.col + block_col * BLOCK_PX
+        return Box(zone=self.zone, res_m=PIXEL_M, row=row, col=col, height=BLOCK_PX, width=BLOCK_PX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Cell:
+    """A square of ``CELL_PX`` lattice pixels in which scenes are ranked."""
+
+    zone: int
+    row: int
+    col: int
+
+    @property
+    def id(self) -> str:
+        """Stable name: ``z31_r-275_c24``."""
+        return f"z{self.zone:02d}_r{self.row}_c{self.col}"
+
+    @property
+    def box(self) -> Box:
+        """The cell's 10 m pixels."""
+        row, col = self.row * CELL_PX, self.col * CELL_PX
+        return Box(zone=self.zone, res_m=PIXEL_M, row=row, col=col, height=CELL_PX, width=CELL_PX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """One time step of the model: half-open UTC interval; its model date is the start."""
+
+    index: int
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """One raster file of a scene.
+
+    Attributes:
+        band: Band name as the model calls it (``B02``, ``SCL``).
+        href: Unsigned URL or path; signed at open, never stored signed.
+        band_index: 1-based band of a multi-band file.
+    """
+
+    band: str
+    href: str
+    band_index: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One STAC item, reduced to what planning and reading need.
+
+    Attributes:
+        id: Item id.
+        collection: Collection id.
+        sensor: ``sentinel2_l2a``, ``sentinel1`` or ``landsat``.
+        acquired: UTC time of acquisition.
+        cloud_pct: Scene-level cloud cover, 0..100; None when the item does not say (ranks last).
+        footprint: Valid area, lon/lat EPSG:4326, as hexadecimal WKB.
+        assets: Files by band, sorted by band.
+        boa_offset: What must be ADDED to a DN of this scene to reach the Stack's encoding (``DN_OFFSET``):
+            0 for processing baseline >= 04.00, 1000 before.
+        version: What changes when the provider reprocesses the scene (baseline, generation time or ``updated``).
+        sign: True when hrefs need planetary-computer signing at open.
+    """
+
+    id: str
+    collection: str
+    sensor: str
+    acquired: datetime
+    cloud_pct: float | None
+    footprint: str
+    assets: tuple[Asset, ...]
+    boa_offset: int = 0
+    version: str = ""
+    sign: bool = False
+
+    def href(self, band: str) -> Asset | None:
+        """The asset of ``band``, or None when the scene lacks it."""
+        return next((a for a in self.assets if a.band == band), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The scenes that may fill one period of one cell, in the total order (cloud, newest first, id).
+
+    ``scene_ids`` are item ids; ``fingerprint`` is the hash of ids and versions, in sorted order.
+    """
+
+    cell: Cell
+    period: int
+    scene_ids: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a tile (or a whole plan) will need; every field has a measured twin in ``Usage``.
+
+    Attributes:
+        windows: Encoder windows evaluated.
+        tokens: Tokens the encoder reads (windows x cells x periods).
+        flops: Floating point operations of the encoder, attention included.
+        bytes_read: Bytes fetched from the archive (compressed, as far as the archive's usual ratio tells).
+        bytes_written: Bytes of the store.
+        peak_bytes: Peak host memory of the process while the tile is in work.
+        device_s: Seconds of the device (CPU: core-seconds).
+        usd: Cost, None when the price is unknown.
+    """
+
+    windows: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_bytes: int = 0
+    device_s: float = 0.0
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One tile of a plan: what to compute and from which candidates.
+
+    Attributes:
+        tile: Where.
+        blocks: Wanted (block_row, block_col), sorted, counted from the tile's north-west corner.
+        candidates: Per cell that the read halo touches and per period, sorted by (cell, period).
+        fingerprint: Hash of everything that decides the pixels; equal fingerprints mean equal bytes.
+        estimate: What it will cost.
+    """
+
+    tile: Tile
+    blocks: tuple[tuple[int, int], ...]
+    candidates: tuple[Candidates, ...]
+    fingerprint: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What is known about a model before it is built.
+
+    Attributes:
+        name: What the user asked for (folder or ``random:v1.2-nano:0``).
+        version: ``v1.2``.
+        size: ``nano``, ``tiny``, ... or ``custom``.
+        dims: Width of the embedding.
+        depth: Encoder blocks.
+        heads: Attention heads.
+        parameters: Numbers in the encoder parts that inference needs.
+        sensors: Sensors that it accepts.
+        sha256: Hash of the weights (file bytes; for random weights, of the tensors).
+        trained: False for random weights: everything made with them must be labelled as untrained.
+    """
+
+    name: str
+    version: str
+    size: str
+    dims: int
+    depth: int
+    heads: int
+    parameters: int
+    sensors: tuple[str, ...]
+    sha256: str
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """The numerics class: two runs with equal fields give identical bytes; fixed when the store is created.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        device_name: Product name of the device (the instruction set level on a CPU).
+        dtype: ``float32`` or ``bfloat16``.
+        compiled: Whether the encoder runs through torch.compile.
+        batch_windows: Windows per forward pass; the last batch is padded to it.
+        torch: torch version without the local part.
+    """
+
+    device: str
+    device_name: str
+    dtype: str
+    compiled: bool
+    batch_windows: int
+    torch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridSpec:
+    """The window lattice; all in 10 m pixels.
+
+    Attributes:
+        patch_px: Side of a token.
+        window_px: Side of an encoder window, a multiple of ``patch_px``.
+        overlap_px: Overlap of neighbouring windows, a multiple of ``patch_px``, smaller than ``window_px``.
+        tile_px: Side of a tile.
+    """
+
+    patch_px: int
+    window_px: int
+    overlap_px: int
+    tile_px: int
+
+    @property
+    def stride_px(self) -> int:
+        """Distance of window origins."""
+        return self.window_px - self.overlap_px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """The composited bands of one native resolution, all periods.
+
+    Attributes:
+        res_m: Native resolution, metres.
+        bands: Band names, in the order of ``pixels`` axis 1.
+        pixels: (time, band, row, col) uint16; encoding of ``DN_OFFSET``; 0 is nodata.
+        valid: (time, row, col) bool: some band of the layer has data.
+        box: Lattice box of ``res_m`` under the arrays; covers the Stack's box with a margin for interpolation.
+    """
+
+    res_m: int
+    bands: tuple[str, ...]
+    pixels: NDArray[np.uint16]
+    valid: NDArray[np.bool_]
+    box: Box
+
+    def __post_init__(self) -> None:
+        want = (self.valid.shape[0], len(self.bands), *self.box.shape)
+        if self.pixels.shape != want or self.valid.shape != (want[0], *want[2:]):
+            raise InvalidInputError(
+                f"Layer {self.res_m} m: pixels {self.pixels.shape} and valid {self.valid.shape}, want {want}"
+            )
+        if self.pixels.dtype != np.uint16 or self.valid.dtype != np.bool_:
+            raise InvalidInputError(f"Layer {self.res_m} m: dtypes {self.pixels.dtype} and {self.valid.dtype}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodSource:
+    """What filled one period of one cell: the record that goes into receipts.
+
+    Attributes:
+        cell_id: The cell.
+        period: Index of the period.
+        selected: Item ids in rank order of which at least one pixel was used somewhere in the cell's part read.
+        skipped: Item ids that could not be read and were replaced by the next candidate.
+        scores: SCL score of every ranked candidate, in rank order.
+    """
+
+    cell_id: str
+    period: int
+    selected: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stack:
+    """One tile (with halo) of one sensor at native resolutions.
+
+    Attributes:
+        sensor: ``sentinel2_l2a``.
+        box: The 10 m box that the layers can fill.
+        layers: One per native resolution, finest first. A band that no scene of the collection has is absent.
+        periods: The time axis.
+        sources: Which scenes filled what, sorted by (cell, period).
+        bytes_read: Bytes of pixels decoded.
+    """
+
+    sensor: str
+    box: Box
+    layers: tuple[Layer, ...]
+    periods: tuple[Period, ...]
+    sources: tuple[PeriodSource, ...]
+    bytes_read: int
+
+    @property
+    def degraded(self) -> bool:
+        """Whether some scene could not be read and was replaced."""
+        return any(s.skipped for s in self.sources)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(layer.pixels.nbytes + layer.valid.nbytes for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embedding:
+    """A stitched field of vectors on the token grid or the pixel grid.
+
+    Attributes:
+        values: (row, col, dim) float32; undefined where not valid.
+        valid: (row, col) bool.
+        box: Lattice box; ``res_m`` is 10 * patch_px on the token grid and 10 on the pixel grid.
+    """
+
+    values: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    box: Box
+
+    def __post_init__(self) -> None:
+        if self.values.shape[:2] != self.box.shape or self.valid.shape != self.box.shape:
+            raise InvalidInputError(f"Embedding {self.values.shape}, valid {self.valid.shape} on {self.box}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How floats become int8 codes: one symmetric linear scale per dimension.
+
+    Attributes:
+        scale: (dim,) value of one code step; value = code * scale.
+        provisional: True when derived from the weights and the packaged simulated sample only.
+        source: What it was derived from, for the metadata.
+        model_sha256: Weights it belongs to.
+        patch_px: Patch it belongs to.
+    """
+
+    scale: tuple[float, ...]
+    provisional: bool
+    source: str
+    model_sha256: str
+    patch_px: int
+
+    @property
+    def hash(self) -> str:
+        """Content hash; a store accepts only data of its own."""
+        return content_hash(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Int8Embedding:
+    """What the store holds for one tile.
+
+    Attributes:
+        codes: (dim, row, col) int8; -128 is nodata.
+        reason: (row, col) uint8, see ``Reason``.
+        n_obs: (row, col) uint8: periods with a valid observation.
+        box: 10 m box of the tile.
+        clipped: Share of values that were clipped at +-127, 0..1.
+    """
+
+    codes: NDArray[np.int8]
+    reason: NDArray[np.uint8]
+    n_obs: NDArray[np.uint8]
+    box: Box
+    clipped: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a tile (or a run) used; the measured twin of ``Estimate``.
+
+    Attributes:
+        windows: Windows evaluated (padding of the last batch not counted).
+        tokens: Tokens encoded.
+        flops: Floating point operations of the encoder, attention included.
+        bytes_read: Bytes of pixels decoded from the archive.
+        bytes_written: Bytes of the objects written.
+        peak_bytes: Peak resident memory of the process.
+        slot_s: Seconds the device slot was held.
+        busy_s: Seconds the device worked (CPU: core-seconds of the encoder threads).
+        stage_s: Thread-seconds by stage; stages overlap, so they do not add up to the wall time.
+    """
+
+    windows: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_bytes: int = 0
+    slot_s: float = 0.0
+    busy_s: float = 0.0
+    stage_s: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Area:
+    """What the user asked for.
+
+    Attributes:
+        wkb: Polygon or multipolygon, lon/lat EPSG:4326, hexadecimal WKB; never crosses the antimeridian.
+        km2: Geodesic area, square kilometres.
+    """
+
+    wkb: str
+    km2: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All tasks and everything that they share; serialisable, spends nothing.
+
+    Attributes:
+        id: Hash of the recipe and the tasks.
+        recipe: Hash of everything that decides pixels, except the area and the scenes: the identity of a store.
+        created: UTC.
+        output: Folder of the store and everything beside it.
+        area: The request's area.
+        periods: The time axis.
+        grid: The window lattice.
+        model: The model card.
+        numerics: The numerics class.
+        calibration: Of the quantiser.
+        settings: Canonical JSON of the Settings.
+        scenes: Every candidate scene, sorted by id, hrefs unsigned.
+        tasks: Sorted by tile.
+        empty_periods: Periods for which no scene was found anywhere.
+        estimate: Sum over the tasks (peak_bytes: maximum).
+    """
+
+    id: str
+    recipe: str
+    created: datetime
+    output: str
+    area: Area
+    periods: tuple[Period, ...]
+    grid: GridSpec
+    model: ModelCard
+    numerics: Numerics
+    calibration: Calibration
+    settings: str
+    scenes: tuple[Scene, ...]
+    tasks: tuple[Task, ...]
+    empty_periods: tuple[int, ...]
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The proof that a tile is committed; the last thing written.
+
+    Attributes:
+        tile_id: Which tile.
+        fingerprint: Of the task.
+        status: ``done``, ``degraded`` (a scene was replaced) or ``empty`` (no valid pixel; reasons recorded).
+        blocks: Committed (block_row, block_col), sorted.
+        objects: (name inside the store, sha256) of every object written, sorted; sha256 is "" for an elided
+            all-nodata object.
+        sources: Which scenes were used.
+        usage: What it took.
+        attempt: Number of the attempt that won.
+        calibration: Hash of the calibration used.
+        valid_px: Pixels with an embedding.
+        clipped: Share of clipped values.
+    """
+
+    tile_id: str
+    fingerprint: str
+    status: str
+    blocks: tuple[tuple[int, int], ...]
+    objects: tuple[tuple[str, str], ...]
+    sources: tuple[PeriodSource, ...]
+    usage: Usage
+    attempt: int
+    calibration: str
+    valid_px: int
+    clipped: float
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that is hashed. Datetimes become ISO strings."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=True)
+
+
+def content_hash(value: Any) -> str:
+    """First 32 hex digits of the sha256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:32]
+
+
+def block_grid(tile: Tile) -> Iterator[tuple[int, int]]:
+    """All (block_row, block_col) of a tile, row by row."""
+    n = tile.tile_px // BLOCK_PX
+    return ((r, c) for r in range(n) for c in range(n))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no canonical JSON form")

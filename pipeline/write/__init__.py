@@ -1,0 +1,1 @@
+"""Stores, GeoTIFFs, pictures, receipts."""
