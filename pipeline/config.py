@@ -129,12 +129,12 @@ class Settings(_Section):
     end: date | None = Field(None, description="Exclusive end.")
     output: str | None = None
     model: str | None = Field(None, description="Folder with config.json and weights.pth, or random:v1.2-nano:SEED.")
-    inputs: InputSettings = Field(default_factory=InputSettings)
-    encode: EncodeSettings = Field(default_factory=EncodeSettings)
-    store: StoreSettings = Field(default_factory=StoreSettings)
+    inputs: InputSettings = InputSettings()
+    encode: EncodeSettings = EncodeSettings()
+    store: StoreSettings = StoreSettings()
     maps: tuple[MapSettings, ...] = ()
-    run: RunSettings = Field(default_factory=RunSettings)
-    account: AccountSettings = Field(default_factory=AccountSettings)
+    run: RunSettings = RunSettings()
+    account: AccountSettings = AccountSettings()
 
     @field_validator("maps")
     @classmethod
@@ -162,7 +162,7 @@ class Settings(_Section):
         count = math.ceil(days / step)
         if count > MAX_PERIODS:
             raise InvalidInputError(
-                f"{self.start} to {self.end} makes {count} periods of {step} days, the models take at most {MAX_PERIODS}: "
+                f"{self.start} to {self.end} makes {count} periods of {step} days, models take at most {MAX_PERIODS}: "
                 f"use --end {self.start + timedelta(days=step * MAX_PERIODS)} or a longer inputs.period_days"
             )
         first = datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC)

@@ -1,0 +1,333 @@
+"""From settings to a Plan, and a Plan to a folder and back.
+
+Composes area, grid, catalogue, selection and estimate. It knows the model only by its card and the device only by its
+numerics class: both are handed in. Nothing is read but metadata and nothing is spent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import InvalidInputError, NoDataError, OutputError
+from pipeline.plan import aoi, catalog, estimate, grid, select
+from pipeline.types import (
+    Area,
+    Calibration,
+    Candidates,
+    Cell,
+    Estimate,
+    GridSpec,
+    ModelCard,
+    Numerics,
+    Period,
+    Plan,
+    Scene,
+    Task,
+    Tile,
+    block_grid,
+    canonical_json,
+    content_hash,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from shapely.geometry.base import BaseGeometry
+
+    from pipeline.config import Settings
+
+ALGORITHM = 1
+"""Raised whenever the same inputs would give other bytes; part of every fingerprint."""
+COARSEST_RES_M = 60
+"""Coarsest native resolution; its layer, with its margin, reaches furthest beyond the windows."""
+MARGIN_PX = 2
+"""Native pixels read beyond the windows at 20 and 60 m, for interpolation."""
+PLAN_FOLDER = "plan"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What the planner is told and does not find out.
+
+    Attributes:
+        grid: The window lattice.
+        model: The model card.
+        numerics: The numerics class.
+        calibration: Of the quantiser.
+        heads: (map name, content hash of its head).
+        rate: Prices and speed, for the estimate.
+    """
+
+    grid: GridSpec
+    model: ModelCard
+    numerics: Numerics
+    calibration: Calibration
+    heads: tuple[tuple[str, str], ...]
+    rate: estimate.Rate
+
+
+def make_plan(
+    settings: Settings,
+    basis: Basis,
+    *,
+    now: datetime,
+    held: Mapping[str, tuple[tuple[int, int], ...]] | None = None,
+    note: Callable[[str], None] = lambda _text: None,
+) -> Plan:
+    """Resolve the area, search the catalogue and price every tile.
+
+    Args:
+        settings: The configuration; ``output`` must be set.
+        basis: Grid, model, numerics, calibration.
+        now: UTC now, for dates in the future and the creation time.
+        held: Blocks that the store already holds, by tile id: a tile is rewritten whole, so they stay wanted.
+        note: Called with a line of text before each slow step.
+
+    Raises:
+        InvalidInputError: Area or dates are wrong.
+        NoDataError: The catalogue has no scene at all for the area and dates.
+    """
+    periods = settings.periods(today=now.date())
+    area = _area(settings)
+    note("laying the lattice over the area")
+    wanted = [
+        (tile, tuple(sorted({*blocks, *(held or {}).get(tile.id, ())})))
+        for zone, part in aoi.zone_parts(area)
+        for tile, blocks in grid.wanted_blocks(zone, part, tile_px=basis.grid.tile_px)
+    ]
+    if not wanted:
+        raise NoDataError(f"the area of {area.km2:.6f} km2 touches no block of the lattice")
+    cells_by_tile = {tile: _cells(tile, basis.grid) for tile, _ in wanted}
+    cells = sorted({cell for group in cells_by_tile.values() for cell in group})
+    note(f"searching {settings.inputs.catalog} for {len(periods)} periods over {len(cells)} cells")
+    scenes = _search(settings, cells, periods)
+    by_cell = _candidates(settings, scenes, cells, periods)
+    _refuse_nothing(settings, by_cell)
+    recipe = recipe_of(settings, basis, periods)
+    used = {sid for group in by_cell.values() for c in group for sid in c.scene_ids}
+    tasks = tuple(
+        _task(
+            tile, blocks, candidates=_gather(by_cell, cells_by_tile[tile]), basis=basis, recipe=recipe, periods=periods
+        )
+        for tile, blocks in wanted
+    )
+    empty = tuple(p.index for p in periods if not any(group[p.index].scene_ids for group in by_cell.values()))
+    return Plan(
+        id=content_hash([recipe, [[t.fingerprint, t.blocks] for t in tasks]]),
+        recipe=recipe,
+        created=now,
+        output=str(settings.output),
+        area=area,
+        periods=periods,
+        grid=basis.grid,
+        model=basis.model,
+        numerics=basis.numerics,
+        calibration=basis.calibration,
+        settings=canonical_json(settings.model_dump(mode="json")),
+        scenes=tuple(s for s in scenes if s.id in used),
+        tasks=tasks,
+        empty_periods=empty,
+        estimate=estimate.total([t.estimate for t in tasks]),
+    )
+
+
+def recipe_of(settings: Settings, basis: Basis, periods: Sequence[Period]) -> str:
+    """Hash of everything that decides pixels except the area and the scenes: the identity of a store."""
+    return content_hash(
+        {
+            "algorithm": ALGORITHM,
+            "periods": [[p.start, p.end] for p in periods],
+            "collection": settings.inputs.collection,
+            "composite": settings.inputs.composite,
+            "max_cloud_pct": settings.inputs.max_cloud_pct,
+            "max_candidates": settings.inputs.max_candidates,
+            "stitch": settings.encode.stitch,
+            "grid": asdict(basis.grid),
+            "weights": basis.model.sha256,
+            "numerics": asdict(basis.numerics),
+            "calibration": basis.calibration.hash,
+        }
+    )
+
+
+def _area(settings: Settings) -> Area:
+    if (settings.bbox is None) == (settings.aoi is None):
+        raise InvalidInputError("give the area once: either --bbox W,S,E,N or --aoi FILE")
+    return aoi.area_from_bbox(settings.bbox) if settings.bbox is not None else aoi.area_from_file(str(settings.aoi))
+
+
+def _cells(tile: Tile, spec: GridSpec) -> tuple[Cell, ...]:
+    """Cells that the whole tile's halo touches, whatever blocks are wanted: they are part of the fingerprint."""
+    box = grid.read_box(tile, grid.tile_windows(tile, block_grid(tile), spec), spec)
+    return grid.cells_of(box.cover(COARSEST_RES_M, pad_px=MARGIN_PX))
+
+
+def _search(settings: Settings, cells: Sequence[Cell], periods: tuple[Period, ...]) -> tuple[Scene, ...]:
+    source = catalog.open_catalog(settings.inputs.catalog)
+    return catalog.scenes_of(
+        source, collection=settings.inputs.collection, geometry=_cells_geometry(cells), periods=periods
+    )
+
+
+def _cells_geometry(cells: Sequence[Cell]) -> BaseGeometry:
+    import shapely  # noqa: PLC0415
+
+    return shapely.union_all([select.cell_polygon(cell) for cell in cells])
+
+
+def _candidates(
+    settings: Settings, scenes: tuple[Scene, ...], cells: Sequence[Cell], periods: tuple[Period, ...]
+) -> dict[Cell, tuple[Candidates, ...]]:
+    selector = select.Selector(scenes)
+    return {
+        cell: selector.candidates(
+            cell,
+            periods=periods,
+            max_cloud_pct=settings.inputs.max_cloud_pct,
+            max_candidates=settings.inputs.max_candidates,
+        )
+        for cell in cells
+    }
+
+
+def _refuse_nothing(settings: Settings, by_cell: dict[Cell, tuple[Candidates, ...]]) -> None:
+    if any(c.scene_ids for group in by_cell.values() for c in group):
+        return
+    raise NoDataError(
+        f"{settings.inputs.catalog} has no scene of {settings.inputs.collection} for this area between "
+        f"{settings.start} and {settings.end} at up to {settings.inputs.max_cloud_pct:g} % cloud: "
+        "check the area, the dates, inputs.collection and inputs.max_cloud_pct"
+    )
+
+
+def _gather(by_cell: dict[Cell, tuple[Candidates, ...]], cells: Iterable[Cell]) -> tuple[Candidates, ...]:
+    return tuple(c for cell in sorted(cells) for c in by_cell[cell])
+
+
+def _task(
+    tile: Tile,
+    blocks: tuple[tuple[int, int], ...],
+    *,
+    candidates: tuple[Candidates, ...],
+    basis: Basis,
+    recipe: str,
+    periods: tuple[Period, ...],
+) -> Task:
+    origins = grid.tile_windows(tile, blocks, basis.grid)
+    fingerprint = content_hash(
+        {
+            "recipe": recipe,
+            "tile": asdict(tile),
+            "candidates": [[c.cell.id, c.period, c.fingerprint] for c in candidates],
+            "heads": basis.heads,
+        }
+    )
+    priced = estimate.estimate_tile(
+        windows=len(origins),
+        blocks=len(blocks),
+        card=basis.model,
+        grid=basis.grid,
+        periods=len(periods),
+        read_box=grid.read_box(tile, origins, basis.grid),
+        candidates=candidates,
+        rate=basis.rate,
+    )
+    return Task(tile=tile, blocks=blocks, candidates=candidates, fingerprint=fingerprint, estimate=priced)
+
+
+def save_plan(plan: Plan) -> Path:
+    """Write the plan folder ``<output>/plan``: request.json, tiles.ndjson, items.ndjson; replaces an older plan of the
+    same recipe.
+
+    Raises:
+        OutputError: The output holds a plan of another recipe (what differs is named), or cannot be written.
+    """
+    folder = Path(plan.output) / PLAN_FOLDER
+    refuse_other(plan, folder)
+    data = TypeAdapter(Plan).dump_python(plan, mode="json")
+    tiles, items = data.pop("tasks"), data.pop("scenes")
+    draft = folder.with_name(f".{PLAN_FOLDER}-{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+        (draft / "tiles.ndjson").write_text("".join(canonical_json(t) + "\n" for t in tiles), encoding="utf-8")
+        (draft / "items.ndjson").write_text("".join(canonical_json(s) + "\n" for s in items), encoding="utf-8")
+        (draft / "request.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for name in ("items.ndjson", "tiles.ndjson", "request.json"):  # request last: it names the plan's id
+            os.replace(draft / name, folder / name)
+    except OSError as err:
+        raise OutputError(f"the plan cannot be written to {folder}: {err.strerror or err}") from err
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def load_plan(output: str) -> Plan:
+    """Read ``<output>/plan`` back.
+
+    Raises:
+        InvalidInputError: There is no plan, or it is damaged.
+    """
+    folder = Path(output) / PLAN_FOLDER
+    if not (folder / "request.json").is_file():
+        raise InvalidInputError(f"{output} holds no plan: make one with 'earthpress plan ... --output {output}'")
+    try:
+        data: dict[str, Any] = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        data["tasks"] = _lines(folder / "tiles.ndjson")
+        data["scenes"] = _lines(folder / "items.ndjson")
+        plan = TypeAdapter(Plan).validate_python(data)
+    except (OSError, ValueError, ValidationError) as err:
+        raise InvalidInputError(f"the plan in {folder} is damaged ({type(err).__name__}): plan again") from err
+    if plan.id != content_hash([plan.recipe, [[t.fingerprint, t.blocks] for t in plan.tasks]]):
+        raise InvalidInputError(f"the plan in {folder} is damaged (its tiles are of another plan): plan again")
+    return replace(plan, output=output)
+
+
+def _lines(path: Path) -> list[Any]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def refuse_other(plan: Plan, folder: Path) -> None:
+    """Raise OutputError when ``folder`` holds a plan of another recipe, naming what differs."""
+    if not (folder / "request.json").is_file():
+        return
+    try:
+        old = load_plan(str(folder.parent))
+    except InvalidInputError:
+        return  # half-written: the store itself still refuses another recipe
+    if old.recipe == plan.recipe:
+        return
+    raise OutputError(
+        f"{plan.output} holds another plan: {_difference(old, plan)}. Use another --output, or the same settings "
+        "(only the area may change)"
+    )
+
+
+def _difference(old: Plan, new: Plan) -> str:
+    pairs = {
+        "dates": (_span(old), _span(new)),
+        "model": (f"{old.model.name} {old.model.sha256[:12]}", f"{new.model.name} {new.model.sha256[:12]}"),
+        "windows": (str(old.grid), str(new.grid)),
+        "numerics": (str(old.numerics), str(new.numerics)),
+        "calibration": (old.calibration.hash, new.calibration.hash),
+        "inputs": (str(json.loads(old.settings)["inputs"]), str(json.loads(new.settings)["inputs"])),
+    }
+    return "; ".join(f"{k} there {a}, here {b}" for k, (a, b) in pairs.items() if a != b) or "other algorithm version"
+
+
+def _span(plan: Plan) -> str:
+    return f"{plan.periods[0].start:%Y-%m-%d}..{plan.periods[-1].end:%Y-%m-%d} in {len(plan.periods)} periods"
+
+
+def remaining(tasks: Iterable[Task], done: Callable[[Task], bool]) -> Estimate:
+    """Estimate of the tasks that are not done yet."""
+    return estimate.total([t.estimate for t in tasks if not done(t)])

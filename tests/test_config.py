@@ -1,0 +1,118 @@
+"""Settings: every wrong key or value is named with the way out."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+
+from pipeline.config import Settings, load, valid_keys
+from pipeline.errors import ConfigError, InvalidInputError
+
+TODAY = date(2026, 11, 21)
+
+
+def periods(start, end, **inputs):
+    return Settings(start=start, end=end, inputs=inputs).periods(today=TODAY)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("encode.pach_px=4", "encode.patch_px"), ("strat=2024-01-01", "start"), ("run.iothreads=3", "run.io_threads")],
+)
+def test_an_unknown_key_names_the_nearest_valid_one(text, hint):
+    with pytest.raises(ConfigError, match=f"did you mean '{hint}'"):
+        load(None, overrides=[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("encode.window_px=62", "not a positive multiple of encode.patch_px 4"),
+        ("encode.overlap_px=10", "not a multiple"),
+        ("encode.overlap_px=64", "must be smaller than encode.window_px 64"),
+        ("encode.patch_px=3", "patch_px"),
+        ("store.tile_px=300", "tile_px"),
+        ("inputs.max_cloud_pct=140", "less than or equal to 100"),
+        ("encode.batch_windows=0", "at least 1"),
+        ("run.io_threads=none", "io_threads"),
+    ],
+)
+def test_an_impossible_value_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(None, overrides=[text])
+
+
+def test_overrides_win_over_the_file_and_values_over_both(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("encode: {patch_px: 2}\nstart: 2024-01-01\nmodel: a\n")
+    got = load(str(path), overrides=["encode.patch_px=8", "model=b"], values={"model": "c", "end": None})
+    assert (got.encode.patch_px, got.model, got.start) == (8, "c", date(2024, 1, 1))
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\x00\x01"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="configuration"):
+        load(str(path))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(str(tmp_path / "none.yaml"))
+
+
+def test_an_override_without_equals_sign_is_refused():
+    with pytest.raises(ConfigError, match="key=value"):
+        load(None, overrides=["encode.patch_px"])
+
+
+def test_defaults_follow_the_patch():
+    got = {
+        p: (s.encode.window(), s.encode.overlap())
+        for p in (1, 2, 4, 8)
+        for s in [load(None, overrides=[f"encode.patch_px={p}"])]
+    }
+    assert got == {1: (64, 6), 2: (64, 12), 4: (64, 24), 8: (96, 32)}
+
+
+def test_periods_are_half_open_and_the_last_one_may_be_shorter():
+    got = periods(date(2024, 1, 1), date(2024, 3, 10))
+    assert [(p.start.date(), p.end.date()) for p in got] == [
+        (date(2024, 1, 1), date(2024, 1, 31)),
+        (date(2024, 1, 31), date(2024, 3, 1)),
+        (date(2024, 3, 1), date(2024, 3, 10)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        (date(2024, 2, 1), date(2024, 1, 1), "not after start"),
+        (date(2024, 2, 1), date(2024, 2, 1), "not after start"),
+        (date(2027, 1, 1), date(2027, 3, 1), "future"),
+        (date(2026, 10, 1), date(2026, 12, 24), "future"),
+        (date(2022, 1, 1), date(2024, 1, 1), "at most"),
+        (None, date(2024, 1, 1), "needed"),
+    ],
+)
+def test_impossible_dates_are_refused(start, end, message):
+    with pytest.raises(InvalidInputError, match=message):
+        periods(start, end)
+
+
+def test_twelve_periods_are_the_limit():
+    assert len(periods(date(2024, 1, 1), date(2024, 12, 26))) == 12
+    with pytest.raises(InvalidInputError, match="13 periods"):
+        periods(date(2024, 1, 1), date(2024, 12, 27))
+
+
+def test_two_maps_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="same name"):
+        load(None, overrides=["maps=[{name: a, head: x}, {name: a, head: y}]"])
+
+
+def test_every_key_can_be_set_to_what_it_is():
+    assert "encode.window_px" in valid_keys()
+    assert len(set(valid_keys())) == len(valid_keys())
