@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -169,6 +170,22 @@ class Tile:
         """Stable name, safe in file names: ``z31_r-1100_c97``."""
         return f"z{self.zone:02d}_r{self.row}_c{self.col}"
 
+    @classmethod
+    def parse(cls, tile_id: str, *, tile_px: int) -> Tile:
+        """The tile of an ``id``.
+
+        Raises:
+            InvalidInputError: Not the id of a tile.
+
+        >>> Tile.parse("z31_r-1100_c97", tile_px=512).id
+        'z31_r-1100_c97'
+        """
+        found = re.fullmatch(r"z(\d\d)_r(-?\d+)_c(-?\d+)", tile_id)
+        if found is None:
+            raise InvalidInputError(f"{tile_id!r} is not the id of a tile, e.g. z31_r-1100_c97")
+        zone, row, col = (int(part) for part in found.groups())
+        return cls(zone=zone, row=row, col=col, tile_px=tile_px)
+
     @property
     def box(self) -> Box:
         """The tile's 10 m pixels."""
@@ -242,6 +259,7 @@ class Scene:
             0 for processing baseline >= 04.00, 1000 before.
         version: What changes when the provider reprocesses the scene (baseline, generation time or ``updated``).
         sign: True when hrefs need planetary-computer signing at open.
+        acquisition: ``platform-datatake_tile``: equal for reprocessed versions of one granule; "" when unknown.
     """
 
     id: str
@@ -254,6 +272,7 @@ class Scene:
     boa_offset: int = 0
     version: str = ""
     sign: bool = False
+    acquisition: str = ""
 
     def href(self, band: str) -> Asset | None:
         """The asset of ``band``, or None when the scene lacks it."""

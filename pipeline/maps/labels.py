@@ -161,7 +161,7 @@ def _read_frame(path: str, column: str) -> Any:
     suffix = Path(path).suffix.lower()
     try:
         if suffix in {".csv", ".txt", ".tsv"}:
-            frame = pd.read_csv(path, sep=None, engine="python")
+            frame = pd.read_csv(path, sep=_separator(path), encoding="utf-8-sig", low_memory=False)
         elif suffix in {".parquet", ".geoparquet", ".pq"}:
             frame = _read_parquet(path)
         else:
@@ -176,6 +176,13 @@ def _read_frame(path: str, column: str) -> Any:
     if frame.crs is None:
         raise InvalidInputError(f"label file {path} has no CRS: set one (e.g. with ogr2ogr -a_srs EPSG:4326)")
     return frame.to_crs(4326)
+
+
+def _separator(path: str) -> str:
+    """The separator of a table: whichever of comma, semicolon and tab the header holds most of."""
+    with Path(path).open(encoding="utf-8-sig") as file:
+        header = file.readline()
+    return max(",;\t", key=header.count)
 
 
 def _read_parquet(path: str) -> Any:
@@ -321,6 +328,8 @@ def _inside(pixels: NDArray[np.int64], box: Box) -> NDArray[np.int64]:
 def _polygon(plane: Any, box: Box) -> NDArray[np.int64]:
     """(n, 2) lattice (row, col) of the box whose centres lie inside the polygon."""
     x0, y0, x1, y1 = plane.bounds
+    if not np.isfinite([x0, y0, x1, y1]).all():
+        raise InvalidInputError(f"a label polygon reaches too far from UTM zone {box.zone}: cut it into smaller ones")
     row, col = int(np.floor(-y1 / box.res_m)), int(np.floor(x0 / box.res_m))
     row_stop, col_stop = int(np.floor(-y0 / box.res_m)) + 1, int(np.floor(x1 / box.res_m)) + 1
     whole = Box(zone=box.zone, res_m=box.res_m, row=row, col=col, height=row_stop - row, width=col_stop - col)
@@ -357,5 +366,5 @@ def _without_conflicts(found: NDArray[np.int64], classes: tuple[str | int, ...])
     agree = np.minimum.reduceat(code, starts) == np.maximum.reduceat(code, starts)
     if not agree.all():
         logger.warning("%d pixels lie in labels of different classes: left out", int((~agree).sum()))
-    kept = found[starts[agree]]
-    return kept[np.lexsort((kept[:, 1], kept[:, 0], kept[:, 2]))]
+    kept: NDArray[np.int64] = found[starts[agree]]
+    return np.asarray(kept[np.lexsort((kept[:, 1], kept[:, 0], kept[:, 2]))])

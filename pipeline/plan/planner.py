@@ -244,8 +244,9 @@ def _task(
 
 
 def save_plan(plan: Plan) -> Path:
-    """Write the plan folder ``<output>/plan``: request.json, tiles.ndjson, items.ndjson; replaces an older plan of the
-    same recipe.
+    """Write the plan folder ``<output>/plan``, replacing an older plan of the same recipe.
+
+    The folder holds request.json, tiles.ndjson and items.ndjson.
 
     Raises:
         OutputError: The output holds a plan of another recipe (what differs is named), or cannot be written.
@@ -262,7 +263,7 @@ def save_plan(plan: Plan) -> Path:
         (draft / "request.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for name in ("items.ndjson", "tiles.ndjson", "request.json"):  # request last: it names the plan's id
-            os.replace(draft / name, folder / name)
+            (draft / name).replace(folder / name)
     except OSError as err:
         raise OutputError(f"the plan cannot be written to {folder}: {err.strerror or err}") from err
     finally:

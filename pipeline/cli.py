@@ -1,0 +1,436 @@
+"""The command line: parse, build, call one function, print. The only module that prints.
+
+Exit codes follow the error tree: 0 all done, 2 usage, 3 some tiles failed, 65 no data, 73 output cannot be written,
+75 stopped and resumable, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import api
+from pipeline.config import Settings, load
+from pipeline.errors import EarthpressError, InvalidInputError, StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.run.local import Progress
+    from pipeline.types import Estimate, Plan
+
+app = typer.Typer(
+    name="earthpress",
+    help="From an area and dates to int8 per-pixel embeddings and maps, with every tile's cost accounted for.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+probe_app = typer.Typer(help="Fit a linear classifier on a store's embeddings.", no_args_is_help=True)
+app.add_typer(probe_app, name="probe")
+
+out = Console()
+err = Console(stderr=True)
+
+BBOX = Annotated[str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Area as degrees west,south,east,north.")]
+AOI = Annotated[
+    str | None, typer.Option("--aoi", metavar="FILE", help="Area as a vector file (any format, GeoParquet).")
+]
+START = Annotated[str | None, typer.Option("--start", metavar="DATE", help="First day, e.g. 2024-04-01.")]
+END = Annotated[str | None, typer.Option("--end", metavar="DATE", help="Day after the last one.")]
+CONFIG = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="YAML settings; see configs/example.yaml.")
+]
+SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")]
+OUTPUT = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of everything written.")]
+MODEL = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Folder with config.json and weights.pth, or random:v1.2-nano:0."),
+]
+CATALOG = Annotated[
+    str | None,
+    typer.Option("--catalog", metavar="CATALOG", help="planetary-computer, a STAC API URL, or a file catalogue."),
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+FOLDER = Annotated[str, typer.Argument(metavar="OUTPUT", help="Output folder of a plan or run.")]
+
+
+def main() -> None:
+    """Entry point of the console script: turns errors into one line and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except EarthpressError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        err.print("stopped")
+        raise SystemExit(StoppedError.exit_code) from None
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _settings(config: str | None, sets: list[str] | None, catalog: str | None = None, **values: Any) -> Settings:
+    overrides = list(sets or [])
+    if catalog is not None:
+        overrides.append(f"inputs.catalog={json.dumps(catalog)}")
+    if isinstance(values.get("bbox"), str):
+        values["bbox"] = _bbox(values["bbox"])
+    return load(config, overrides=overrides, values=values)
+
+
+def _bbox(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4:
+        raise InvalidInputError(f"--bbox {text!r} is not four numbers west,south,east,north, e.g. 8.9,47.3,9.1,47.4")
+    return numbers
+
+
+def _note(text: str) -> None:
+    err.print(f"[dim]{_escape(text)} ...[/]", highlight=False)
+
+
+@app.command(
+    epilog="Example: earthpress plan --bbox 8.9,47.3,9.1,47.4 --start 2024-04-01 --end 2024-09-28 "
+    "--model ./olmoearth-nano --output zurich"
+)
+def plan(
+    bbox: BBOX = None,
+    aoi: AOI = None,
+    start: START = None,
+    end: END = None,
+    config: CONFIG = None,
+    set_: SET = None,
+    output: OUTPUT = None,
+    model: MODEL = None,
+    catalog: CATALOG = None,
+    as_json: JSON = False,
+) -> None:
+    """Price the work: search scenes, lay the lattice, write the plan folder. Computes and spends nothing."""
+    settings = _settings(config, set_, catalog, bbox=bbox, aoi=aoi, start=start, end=end, output=output, model=model)
+    made = api.plan(settings, note=_note)
+    if as_json:
+        print(json.dumps(_plan_json(made), indent=2))
+    else:
+        _print_plan(made)
+        out.print(f"\nRun it: [bold]earthpress run {made.output}[/]", highlight=False)
+
+
+def _plan_json(made: Plan) -> dict[str, Any]:
+    return {
+        "id": made.id,
+        "output": made.output,
+        "area_km2": made.area.km2,
+        "tiles": [
+            {"tile": t.tile.id, "blocks": len(t.blocks), "fingerprint": t.fingerprint} | asdict(t.estimate)
+            for t in made.tasks
+        ],
+        "scenes": len(made.scenes),
+        "periods": [[p.start.isoformat(), p.end.isoformat()] for p in made.periods],
+        "empty_periods": list(made.empty_periods),
+        "model": asdict(made.model),
+        "grid": asdict(made.grid),
+        "numerics": asdict(made.numerics),
+        "calibration": {"hash": made.calibration.hash, "provisional": made.calibration.provisional},
+        "estimate": asdict(made.estimate),
+    }
+
+
+def _print_plan(made: Plan) -> None:
+    table = Table(title=f"Plan {made.id[:12]} in {made.output}/plan", show_header=False, title_justify="left")
+    spans = f"{made.periods[0].start:%Y-%m-%d} to {made.periods[-1].end:%Y-%m-%d}"
+    rows = [
+        ("area", f"{made.area.km2:,.1f} km2"),
+        (
+            "tiles",
+            f"{len(made.tasks)} of {made.grid.tile_px} px, {sum(len(t.blocks) for t in made.tasks)} blocks of 256 px",
+        ),
+        ("dates", f"{spans}, {len(made.periods)} periods" + _empty(made)),
+        ("candidate scenes", f"{len(made.scenes)}"),
+        ("model", _model_line(made)),
+        ("windows", f"{made.grid.window_px} px, overlap {made.grid.overlap_px} px, patch {made.grid.patch_px}"),
+        ("numerics", _numerics_line(made)),
+        ("calibration", made.calibration.hash[:12] + (" (provisional)" if made.calibration.provisional else "")),
+        *_estimate_rows(made.estimate, device=made.numerics.device),
+    ]
+    for label, value in rows:
+        table.add_row(label, value)
+    out.print(table, highlight=False)
+
+
+def _empty(made: Plan) -> str:
+    if not made.empty_periods:
+        return ""
+    names = ", ".join(f"{made.periods[i].start:%Y-%m-%d}" for i in made.empty_periods)
+    return f"; no scene in the period(s) starting {names}: recorded as missing, the rest goes on"
+
+
+def _model_line(made: Plan) -> str:
+    card = made.model
+    label = "" if card.trained else "  UNTRAINED random weights"
+    return f"OlmoEarth {card.version} {card.size}, {card.dims} dims, {card.sha256[:12]}{label}"
+
+
+def _numerics_line(made: Plan) -> str:
+    n = made.numerics
+    return f"{n.device} {n.device_name}, {n.dtype}, {'compiled' if n.compiled else 'eager'}, batch {n.batch_windows}"
+
+
+def _estimate_rows(estimate: Estimate, *, device: str) -> list[tuple[str, str]]:
+    unit = "GPU" if device == "cuda" else "CPU core"
+    usd = "unknown (set account.instance)" if estimate.usd is None else f"{estimate.usd:,.4f} USD"
+    return [
+        ("tokens", f"{estimate.tokens:,} in {estimate.windows:,} windows"),
+        ("to read, to write", f"{_bytes(estimate.bytes_read)}, {_bytes(estimate.bytes_written)}"),
+        ("peak memory", _bytes(estimate.peak_bytes)),
+        (f"{unit} time", f"{estimate.device_s:,.1f} s"),
+        ("cost", usd),
+    ]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+@app.command(
+    epilog="Examples: earthpress run zurich   |   earthpress run --aoi canton.gpkg --start 2024-04-01 --end 2024-09-28 "
+    "--model ./olmoearth-nano --output zurich"
+)
+def run(
+    folder: Annotated[str | None, typer.Argument(metavar="[OUTPUT]", help="Folder that holds a plan.")] = None,
+    bbox: BBOX = None,
+    aoi: AOI = None,
+    start: START = None,
+    end: END = None,
+    config: CONFIG = None,
+    set_: SET = None,
+    output: OUTPUT = None,
+    model: MODEL = None,
+    catalog: CATALOG = None,
+    as_json: JSON = False,
+) -> None:
+    """Compute what a plan still lacks: embeddings, maps, pictures, receipts, ledger. Safe to stop and run again."""
+    from pipeline.plan.planner import load_plan  # noqa: PLC0415
+
+    given = (bbox, aoi, start, end, config, set_, model, catalog)
+    if folder is not None and not any(given):
+        made = load_plan(folder)
+    else:
+        place = output or folder
+        made = api.plan(
+            _settings(config, set_, catalog, bbox=bbox, aoi=aoi, start=start, end=end, output=place, model=model),
+            note=_note,
+        )
+        if not as_json:
+            _print_plan(made)
+    outcome = api.run(made, progress=progress_printer(), signals=True)
+    if as_json:
+        print(json.dumps(outcome.to_json(), indent=2))
+    else:
+        out.print(outcome.text(), highlight=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+def progress_printer() -> Callable[[Progress], None]:
+    """A progress bar on a terminal, plain lines elsewhere."""
+    return _bar() if err.is_terminal else _lines()
+
+
+def _lines() -> Callable[[Progress], None]:
+    last = [0.0]
+
+    def show(p: Progress) -> None:
+        due = p.text or p.done == p.total or time.monotonic() - last[0] >= 1.0
+        if not due:
+            return
+        last[0] = time.monotonic()
+        err.print(p.text or p.line(), highlight=False, soft_wrap=True, markup=False)
+
+    return show
+
+
+def _bar() -> Callable[[Progress], None]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    bar = Bar(
+        TextColumn("tiles"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=err,
+    )
+    task = bar.add_task("", total=None, rate="")
+
+    def show(p: Progress) -> None:
+        if p.total and not bar.live.is_started and p.done < p.total:
+            bar.start()
+        bar.update(task, total=p.total or None, completed=p.done, rate=p.rate(), description=p.text or p.tile_id)
+        if p.total and p.done >= p.total:
+            bar.stop()
+
+    return show
+
+
+@app.command(epilog="Example: earthpress status zurich --json")
+def status(folder: FOLDER, as_json: JSON = False) -> None:
+    """Tell which tiles are done, pending, degraded or failed, and why."""
+    from pipeline.run.status import tile_status  # noqa: PLC0415
+
+    rows = tile_status(folder)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + 1
+    out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), highlight=False)
+    table = Table("tile", "state", "attempts", "reason")
+    for row in rows:
+        if row.state != "done" or len(rows) <= 40:
+            table.add_row(row.tile_id, row.state, str(row.attempts), _escape(row.reason))
+    out.print(table, highlight=False)
+
+
+@app.command(epilog="Example: earthpress report zurich --json > cost.json")
+def report(folder: FOLDER, as_json: JSON = False) -> None:
+    """Print device-hours, cost, bytes and estimate against actual; write report.html again."""
+    from pipeline.account.report import tables, to_json  # noqa: PLC0415
+    from pipeline.run.publish import publish, summarise  # noqa: PLC0415
+
+    summary = summarise(folder)
+    if as_json:
+        print(to_json(summary))
+        return
+    for table in tables(summary):
+        out.print(table, highlight=False)
+    out.print(f"report: {publish(folder).page}", highlight=False)
+
+
+@app.command(epilog="Example: earthpress preview zurich")
+def preview(folder: FOLDER, as_json: JSON = False) -> None:
+    """Make the quicklook pictures (PNG and COG) of what is committed so far, and report.html."""
+    from pipeline.run.publish import publish  # noqa: PLC0415
+
+    made = publish(folder)
+    if as_json:
+        print(json.dumps(made.to_json(), indent=2))
+    else:
+        for line in made.lines():
+            out.print(line, highlight=False, soft_wrap=True)
+
+
+@probe_app.command(
+    "fit", epilog="Example: earthpress probe fit zurich labels.geojson --column class --output crops.probe.json"
+)
+def probe_fit(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Output folder or store.zarr.")],
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="Vector file, GeoParquet, or CSV with lon, lat.")],
+    column: Annotated[str, typer.Option("--column", metavar="NAME", help="Column that holds the class.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Where to save the probe.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and folds.")] = 0,
+    as_json: JSON = False,
+) -> None:
+    """Fit logistic regression on labelled points or polygons, validated by polygon and place."""
+    from pipeline.run.heads import fit_probe  # noqa: PLC0415
+
+    probe, fitted, path = fit_probe(store, labels, column=column, output=output, seed=seed)
+    if as_json:
+        print(fitted.to_json())
+    else:
+        out.print(fitted.table(), highlight=False)
+        out.print(f"{fitted.headline()}\nsaved {path} ({len(probe.names)} classes)", highlight=False)
+
+
+@app.command("map", epilog="Example: earthpress map zurich --head crops.probe.json")
+def map_(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Output folder or store.zarr.")],
+    head: Annotated[str, typer.Option("--head", metavar="PROBE", help="File written by 'probe fit'.")],
+    name: Annotated[str | None, typer.Option(help="Name of the map; default: the probe's file name.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Classify a store's embeddings into a GeoTIFF with colours, class names and overviews."""
+    from pipeline.run.heads import map_store  # noqa: PLC0415
+
+    made = map_store(store, head, name=name, progress=progress_printer())
+    if as_json:
+        print(json.dumps(made.to_json(), indent=2))
+    else:
+        for line in made.lines():
+            out.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: earthpress model random:v1.2-tiny:0")
+def model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or random:v1.2-nano:0.")],
+    config: CONFIG = None,
+    set_: SET = None,
+    as_json: JSON = False,
+) -> None:
+    """Show a model's card and run its start-up gate on this machine."""
+    from pipeline.run.inspect import inspect_model  # noqa: PLC0415
+
+    rows = inspect_model(name, load(config, overrides=set_ or []))
+    _print_rows(rows, as_json=as_json, title=f"Model {name}")
+
+
+@app.command(epilog="Example: earthpress doctor --json")
+def doctor(as_json: JSON = False) -> None:
+    """Tell what is installed, which device would be used, and what would be slow or missing."""
+    from pipeline.run.inspect import doctor as examine  # noqa: PLC0415
+
+    _print_rows(examine(), as_json=as_json, title="earthpress doctor")
+
+
+def _print_rows(rows: tuple[tuple[str, Any], ...], *, as_json: bool, title: str) -> None:
+    if as_json:
+        print(json.dumps(dict(rows), indent=2))
+        return
+    table = Table(title=title, show_header=False, title_justify="left")
+    for label, value in rows:
+        table.add_row(label, _escape(str(value)))
+    out.print(table, highlight=False)
+
+
+@app.command(epilog="Example: earthpress demo --output demo")
+def demo(
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="Folder for sample and results.")
+    ] = "demo",
+    as_json: JSON = False,
+) -> None:
+    """Run everything offline on a simulated sample: plan, run, probe, map, report."""
+    from pipeline.run.demo import run_demo  # noqa: PLC0415
+
+    made = run_demo(Path(output), note=_note, progress=progress_printer())
+    if as_json:
+        print(json.dumps(made.to_json(), indent=2))
+    else:
+        for line in made.lines():
+            out.print(line, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

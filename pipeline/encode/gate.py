@@ -1,0 +1,219 @@
+"""Start-up gate: does the encoder, as it will run, still know where and when its tokens are?
+
+Compiled encoders of this model family have been published that silently lost their positions. The gate compares the
+encoder with a plain forward pass written straight from the released weights (interleaved pairs, explicit softmax,
+``F.interpolate``, float32 on the CPU, no table in common) on structured input with six irregular dates. Its error must
+be small against the error that missing positions would make, and a window must give the same bytes at every position of
+the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from pipeline.encode.checkpoint import patch_stem
+from pipeline.encode.patch import KERNEL_PX
+from pipeline.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.encode.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+DATES = (
+    date(2021, 10, 5),
+    date(2021, 11, 1),
+    date(2021, 12, 20),
+    date(2022, 1, 10),
+    date(2022, 3, 15),
+    date(2022, 4, 2),
+)
+"""Irregular, over a year's end, so that a wrong order, unit or origin of time shows."""
+MAX_CELLS = 8
+"""Token rows and columns of the gate's window: enough to see positions, cheap at every patch size."""
+LIMIT = 0.25
+"""Largest error allowed, as a share of the error of an encoder whose positions are all zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """What the gate measured.
+
+    Attributes:
+        error: Root mean square difference between the encoder and the plain forward pass.
+        blind_error: The same for the plain forward pass with all positions zero.
+        limit: Largest ``error / blind_error`` allowed.
+    """
+
+    error: float
+    blind_error: float
+    limit: float = LIMIT
+
+    @property
+    def ratio(self) -> float:
+        """Error as a share of the error without positions."""
+        return self.error / self.blind_error
+
+
+def gate_window(window_px: int, patch_px: int) -> int:
+    """Side of the gate's window, pixels: the run's, cut to ``MAX_CELLS`` tokens."""
+    return min(window_px, MAX_CELLS * patch_px)
+
+
+def check(
+    run: Callable[[torch.Tensor], torch.Tensor],
+    checkpoint: Checkpoint,
+    *,
+    window_px: int,
+    patch_px: int,
+    batch_windows: int,
+    sensor: str = "sentinel2_l2a",
+) -> GateReport:
+    """Compare an encoder with the plain forward pass.
+
+    Args:
+        run: The encoder as it will run, built for ``DATES`` and ``window_px``: (window, time, band, row, col) float32
+            on the CPU to (window, token_row, token_col, dim).
+        checkpoint: Its model.
+        window_px: Side of the gate's window, see ``gate_window``.
+        patch_px: Side of a token.
+        batch_windows: Windows per call.
+        sensor: Which sensor.
+
+    Raises:
+        DeviceError: The error is too large, or the batch position changes the result.
+    """
+    bands = len(checkpoint.config.bands(sensor))
+    pixels = structured_pixels(bands, window_px=window_px)
+    got = run(pixels.expand(batch_windows, *pixels.shape[1:])).float().cpu()
+    if not bool((got == got[:1]).all()):
+        worst = float((got - got[:1]).abs().max())
+        raise DeviceError(
+            f"a window's vector depends on its position in the batch of {batch_windows} (by up to {worst:.3g}): "
+            f"two runs would not agree; use encode.batch_windows=1, or encode.compile=off"
+        )
+    want = plain_tokens(checkpoint, pixels, patch_px=patch_px, sensor=sensor).mean(dim=1)
+    blind = plain_tokens(checkpoint, pixels, patch_px=patch_px, sensor=sensor, positions=False).mean(dim=1)
+    report = GateReport(error=_rms(got[:1] - want), blind_error=_rms(blind - want))
+    log.info("gate: error %.3g, without positions %.3g", report.error, report.blind_error)
+    if not report.ratio <= LIMIT:  # also refuses NaN
+        raise DeviceError(
+            f"start-up gate: the encoder differs from the plain float32 one by {report.error:.3g}, which is "
+            f"{report.ratio:.2f} of the difference that missing positions make (limit {LIMIT}): this build of the "
+            f"encoder is wrong; try encode.compile=off or encode.dtype=float32"
+        )
+    return report
+
+
+def structured_pixels(bands: int, *, window_px: int) -> torch.Tensor:
+    """One window of waves and noise, different in every band and period: (1, time, band, row, col) float32."""
+    rng = np.random.default_rng(6)
+    row, col = np.meshgrid(np.arange(window_px), np.arange(window_px), indexing="ij")
+    shape = (len(DATES), bands, 1, 1)
+    level, phase = rng.normal(0.4, 0.15, shape), rng.uniform(0, 2 * np.pi, shape)
+    wave = np.sin(row * rng.uniform(0.05, 0.5, shape) + col * rng.uniform(-0.5, 0.5, shape) + phase)
+    noise = rng.standard_normal((len(DATES), bands, window_px, window_px))
+    return torch.from_numpy((level + 0.15 * wave + 0.05 * noise).astype(np.float32))[None]
+
+
+def plain_tokens(
+    checkpoint: Checkpoint, pixels: torch.Tensor, *, patch_px: int, sensor: str, positions: bool = True
+) -> torch.Tensor:
+    """The v1.2 forward pass, written plainly: (window, time, token_row, token_col, dim) float32.
+
+    Args:
+        checkpoint: The model.
+        pixels: (window, time, band, row, col) float32, CPU, at ``DATES``.
+        patch_px: Side of a token.
+        sensor: Which sensor.
+        positions: False sets every coordinate to zero.
+    """
+    config, weights = checkpoint.config, checkpoint.tensors
+    with torch.inference_mode():
+        x = _plain_embed(weights, pixels, patch_px=patch_px, sensor=sensor)
+        grid = x.shape[1:4]
+        quarter = config.dims // 4
+        for t, day in enumerate(DATES):
+            x[:, t, ..., :quarter] += weights[f"composite_encodings.per_modality_channel_embeddings.{sensor}"][0]
+            x[:, t, ..., 2 * quarter : 3 * quarter] += weights["composite_encodings.month_embed.weight"][day.month - 1]
+        step = patch_px * config.coordinate_scale
+        places = torch.tensor(
+            [
+                (_days(day) * config.time_scale, i * step, j * step)
+                for day in DATES
+                for i in range(grid[1])
+                for j in range(grid[2])
+            ],
+            dtype=torch.float32,
+        )
+        x = x.flatten(1, 3)
+        for i in range(config.depth):
+            x = _plain_block(weights, f"blocks.{i}", x, places if positions else 0 * places)
+        return torch.unflatten(_norm(weights, "norm", x), 1, tuple(grid))
+
+
+def _days(day: date) -> float:
+    """Days since the first gate date by the reference's rule (a year has 365.25 days, no leap day)."""
+    first = DATES[0]
+    january = [date(2001, d.month, d.day).timetuple().tm_yday for d in (first, day)]
+    return (day.year - first.year) * 365.25 + january[1] - january[0]
+
+
+def _plain_embed(
+    weights: Mapping[str, torch.Tensor], pixels: torch.Tensor, *, patch_px: int, sensor: str
+) -> torch.Tensor:
+    stem, (count, periods, _, height, width) = patch_stem(sensor), pixels.shape
+    size = (height * KERNEL_PX // patch_px, width * KERNEL_PX // patch_px)
+    x = pixels.flatten(0, 1)
+    if patch_px != KERNEL_PX:
+        x = F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
+    x = x.permute(0, 2, 3, 1)
+    x = F.relu(F.linear(x, weights[f"{stem}.pixel_proj.0.weight"], weights[f"{stem}.pixel_proj.0.bias"]))
+    rows, cols = size[0] // KERNEL_PX, size[1] // KERNEL_PX
+    x = x.reshape(count, periods, rows, KERNEL_PX, cols, KERNEL_PX, -1).transpose(4, 3).flatten(4)
+    return F.linear(x, weights[f"{stem}.proj.weight"], weights[f"{stem}.proj.bias"])
+
+
+def _plain_block(weights: Mapping[str, torch.Tensor], stem: str, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    frequencies = weights[f"{stem}.attn.rope_mixed_freqs"]  # (3, head, pair)
+    angles = (places[:, :, None, None] * frequencies).sum(dim=1).transpose(0, 1)  # (head, token, pair)
+    heads = frequencies.shape[1]
+    h = _norm(weights, f"{stem}.norm1", x)
+    q, k, v = (
+        torch.unflatten(_linear(weights, f"{stem}.attn.{part}", h), -1, (heads, -1)).transpose(1, 2)
+        for part in ("q", "k", "v")
+    )
+    scores = _turned(q, angles) @ _turned(k, angles).transpose(-1, -2) / q.shape[-1] ** 0.5
+    mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    x = x + _linear(weights, f"{stem}.attn.proj", mixed)
+    h = F.gelu(_linear(weights, f"{stem}.mlp.fc1", _norm(weights, f"{stem}.norm2", x)))
+    return x + _linear(weights, f"{stem}.mlp.fc2", h)
+
+
+def _turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.empty_like(x)
+    turned[..., 0::2] = even * angles.cos() - odd * angles.sin()
+    turned[..., 1::2] = odd * angles.cos() + even * angles.sin()
+    return turned
+
+
+def _linear(weights: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def _norm(weights: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+
+
+def _rms(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt())

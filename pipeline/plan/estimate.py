@@ -1,0 +1,328 @@
+"""What a tile will need, before anything is spent: work, bytes, memory, seconds, money.
+
+Pure arithmetic on shapes. Every figure has a measured twin in ``Usage`` and the report prints the ratio, so a constant
+here that does not fit a machine shows at once. Unknown prices give None; an unknown speed gives 0 device seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.types import BLOCK_PX, CELL_PX, Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# --- encoder work -----------------------------------------------------------------------------------------------------
+
+KERNEL_PX = 8
+"""Side of the stored patch kernel; smaller patches are resized to it, so a token always sees 8 x 8 pixels."""
+HIDDEN = {128: 12}
+"""Hidden channels per pixel of the patch embedding by model width; every other width has 64 (released v1.1, v1.2)."""
+S2_BANDS = 12
+BAND_SETS_V1 = (4, 6, 2)
+"""Sentinel-2 bands per band set of version v1; later versions have one set of all twelve."""
+
+
+def flops_per_window(card: ModelCard, grid: GridSpec, periods: int, *, hidden: int | None = None) -> float:
+    """Floating point operations of one window (2 per multiply-add), attention included, for one sensor (Sentinel-2).
+
+    Per block and token: q, k, v and projection 8 D^2, MLP of ratio 4 16 D^2; scores and weighted sum 4 N D. Patch
+    embedding from v1.1 on: per-pixel linear C -> h on 64 pixels, then 64 h -> D; v1: one 64 C -> D product per band
+    set. Softmax, norms, position tables, resizing and v1.3's pooler (a sixth at one period, 3 % at twelve) are left
+    out. Source: the released encoder (olmoearth-pretrain-minimal 0.1.5); agrees with a FLOP counter plus the attention
+    that counters miss.
+
+    Args:
+        card: Width and depth.
+        grid: Window and patch.
+        periods: Time steps.
+        hidden: Hidden channels of the patch embedding; None: as released.
+
+    >>> nano = ModelCard(name="", version="v1.2", size="nano", dims=128, depth=4, heads=8, parameters=0,
+    ...                  sensors=(), sha256="", trained=False)
+    >>> round(flops_per_window(nano, GridSpec(patch_px=8, window_px=64, overlap_px=32, tile_px=512), 1) / 1e9, 3)
+    0.123
+    """
+    cells = (grid.window_px // grid.patch_px) ** 2 * periods
+    tokens = tokens_per_window(card, grid, periods)
+    blocks = card.depth * (24.0 * card.dims**2 * tokens + 4.0 * card.dims * tokens**2)
+    return blocks + cells * _embed_flops(card, hidden)
+
+
+def tokens_per_window(card: ModelCard, grid: GridSpec, periods: int) -> int:
+    """Tokens the encoder reads per window."""
+    return (grid.window_px // grid.patch_px) ** 2 * periods * (len(BAND_SETS_V1) if card.version == "v1" else 1)
+
+
+def _embed_flops(card: ModelCard, hidden: int | None) -> float:
+    """Patch embedding of one cell and period, all band sets."""
+    pixels = KERNEL_PX**2
+    if card.version == "v1":
+        return 2.0 * pixels * sum(BAND_SETS_V1) * card.dims
+    width = HIDDEN.get(card.dims, 64) if hidden is None else hidden
+    return 2.0 * pixels * width * (S2_BANDS + card.dims)
+
+
+# --- speed and price --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRate:
+    """Sustained speed of one device (on a CPU: one core) for this family of encoders.
+
+    Attributes:
+        match: Part of the device's product name, lower case; "" fits every device of the kind.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16``.
+        dims: Width of the model it was taken with.
+        gflops: 1e9 floating point operations per second, attention counted.
+        source: Where the number is from.
+    """
+
+    match: str
+    device: str
+    dtype: str
+    dims: int
+    gflops: float
+    source: str
+
+
+_CPU = "measured 2026-11-20, one core of an AMD Zen 5 (avx512_bf16), 12 periods, 64 px windows, patch 4"
+_H100 = "ThroughputBench, H100 NVL, OlmoEarth v1, 128 px windows, patch 8, one period; attention added to its count"
+
+
+def _cuda_rates(match: str, share: float, how: str) -> tuple[DeviceRate, ...]:
+    """The H100 NVL rows scaled by the ratio of dense bfloat16 peaks; fp32 rows by the same ratio."""
+    rows = (
+        ("bfloat16", 128, 72e3),
+        ("bfloat16", 192, 149e3),
+        ("bfloat16", 768, 280e3),
+        ("bfloat16", 1024, 316e3),
+        ("float32", 128, 13.9e3),
+        ("float32", 192, 37.6e3),
+        ("float32", 768, 91.8e3),
+        ("float32", 1024, 107e3),
+    )
+    return tuple(
+        DeviceRate(match=match, device="cuda", dtype=dtype, dims=dims, gflops=gflops * share, source=f"{_H100}; {how}")
+        for dtype, dims, gflops in rows
+    )
+
+
+RATES: tuple[DeviceRate, ...] = (
+    *(
+        DeviceRate(match="", device="cpu", dtype=dtype, dims=dims, gflops=gflops, source=_CPU)
+        for dtype, dims, gflops in (
+            ("float32", 128, 59.0),
+            ("float32", 192, 80.0),
+            ("float32", 768, 96.0),
+            ("bfloat16", 128, 54.4),
+            ("bfloat16", 192, 100.2),
+            ("bfloat16", 768, 156.6),
+        )
+    ),
+    *_cuda_rates("h200", 989 / 835, "scaled by bf16 peak 989/835"),
+    *_cuda_rates("h100 nvl", 1.0, "as measured"),
+    *_cuda_rates("h100", 989 / 835, "scaled by bf16 peak 989/835 (SXM)"),
+    *_cuda_rates("a100", 312 / 835, "scaled by bf16 peak 312/835"),
+    *_cuda_rates("l40s", 362 / 835, "scaled by bf16 peak 362/835"),
+    *_cuda_rates("l4", 121 / 835, "scaled by bf16 peak 121/835"),
+    *_cuda_rates("a10g", 70 / 835, "scaled by bf16 peak 70/835"),
+    *(
+        DeviceRate(
+            match="t4", device="cuda", dtype="float32", dims=d, gflops=g, source="assumed: 20-50 % of 8.1 TFLOP/s"
+        )
+        for d, g in ((128, 1.6e3), (192, 2.4e3), (768, 4.0e3))
+    ),
+)
+"""First fit wins, so longer names come first. CUDA rows other than the H100 NVL are derived, not measured."""
+
+
+def device_rate(numerics: Numerics, dims: int) -> DeviceRate | None:
+    """The row for a device, dtype and the nearest model width; None for an unknown device."""
+    name = numerics.device_name.lower()
+    kind = [r for r in RATES if r.device == numerics.device and r.dtype == numerics.dtype and r.match in name]
+    fit = [r for r in kind if r.match == kind[0].match] if kind else []
+    return min(fit, key=lambda r: abs(math.log(r.dims / dims)), default=None)
+
+
+class Price(Protocol):
+    """A row of the price table, as far as an estimate needs it."""
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Price of the machine."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the machine."""
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of the machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Speed and price of the machine that will run.
+
+    Attributes:
+        numerics: Device and dtype.
+        flops_per_s: Measured speed of one device (CPU: one core); None: taken from ``RATES``.
+        usd_per_hour: Price of the machine; None when unknown.
+        devices: Devices (CPU: cores) of that machine that work at once.
+        encoders: Encoder threads of one process, for the memory model.
+    """
+
+    numerics: Numerics
+    flops_per_s: float | None = None
+    usd_per_hour: float | None = None
+    devices: int = 1
+    encoders: int = 1
+
+    def speed(self, dims: int) -> float | None:
+        """Floating point operations per second of one device, None when unknown."""
+        if self.flops_per_s is not None:
+            return self.flops_per_s
+        row = device_rate(self.numerics, dims)
+        return row.gflops * 1e9 if row else None
+
+
+def rate_for(numerics: Numerics, *, price: Price | None = None, encoders: int = 1) -> Rate:
+    """The Rate of a machine: speed from ``RATES``, price from a price row (None: USD unknown)."""
+    if price is None:
+        return Rate(numerics=numerics, encoders=encoders)
+    devices = price.gpus if numerics.device == "cuda" else price.cores
+    return Rate(
+        numerics=numerics, usd_per_hour=price.usd_per_hour if devices else None, devices=devices or 1, encoders=encoders
+    )
+
+
+# --- bytes and memory -------------------------------------------------------------------------------------------------
+
+NATIVE = ((10, 4, 0), (20, 6, 2), (60, 2, 2))
+"""(resolution in metres, Sentinel-2 bands, pixels of margin) of what is read."""
+ARCHIVE_RATIO = 0.7
+"""Compressed bytes per raw byte of the bands: deflate with predictor on real scenes (full-size COG, 12 bands)."""
+SCL_RATIO = 0.25
+"""The same for the scene classification: 12 of them took 3.2 MB over 1024 x 1024 pixels."""
+SCL_RES_M = 20
+STORE_RATIO = 1.7
+"""Raw bytes per stored byte of int8 vectors at 10 m (Blosc zstd 1 with bitshuffle, interpolated from patch 4)."""
+EXTRA_BYTES_PER_PX = 0.1
+"""Stored bytes of ``reason``, ``n_obs`` and class maps together: long runs of one value, two or three layers."""
+
+PROCESS_BYTES = 700_000_000
+"""Resident memory of a process with torch, rasterio, zarr and scikit-learn loaded (480 MB measured after the imports)
+plus GDAL's block cache and the allocator's slack after the first tile."""
+READS_HELD = 3
+"""Stacks in memory at once: one in the encoder and two being read."""
+ACTIVATIONS = 14
+"""Float32 arrays of (token, dim) alive inside one encoder block: stream, norm, q, k, v, attention and its output, and
+the MLP's hidden layer, which counts four (times gelu's copy)."""
+BLOCK_ARRAYS = 4
+"""Float32 (row, col, dim) arrays of one block while it is interpolated and quantised."""
+
+
+def estimate_tile(
+    *,
+    windows: int,
+    blocks: int,
+    card: ModelCard,
+    grid: GridSpec,
+    periods: int,
+    read_box: Box,
+    candidates: Sequence[Candidates],
+    rate: Rate,
+) -> Estimate:
+    """Price one tile.
+
+    Args:
+        windows: Encoder windows evaluated.
+        blocks: Blocks wanted.
+        card: The model.
+        grid: The window lattice.
+        periods: Time steps.
+        read_box: 10 m box under all windows.
+        candidates: Per cell and period.
+        rate: Speed and price.
+    """
+    flops = windows * flops_per_window(card, grid, periods)
+    speed = rate.speed(card.dims)
+    device_s = flops / speed if speed else 0.0
+    price = rate.usd_per_hour
+    return Estimate(
+        windows=windows,
+        tokens=windows * tokens_per_window(card, grid, periods),
+        flops=flops,
+        bytes_read=_bytes_read(read_box, candidates, periods),
+        bytes_written=round(blocks * BLOCK_PX**2 * (card.dims / STORE_RATIO + EXTRA_BYTES_PER_PX)),
+        peak_bytes=_peak_bytes(windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate),
+        device_s=device_s,
+        usd=None if price is None or not speed else device_s / rate.devices * price / 3600.0,
+    )
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """Sum of estimates; memory is the largest; USD is None when any part is unknown.
+
+    >>> total([Estimate(windows=2, peak_bytes=5, usd=1.0), Estimate(windows=3, peak_bytes=4, usd=0.5)]).usd
+    1.5
+    """
+    parts = tuple(estimates)
+    usd = [e.usd for e in parts if e.usd is not None]
+    return Estimate(
+        windows=sum(e.windows for e in parts),
+        tokens=sum(e.tokens for e in parts),
+        flops=math.fsum(e.flops for e in parts),
+        bytes_read=sum(e.bytes_read for e in parts),
+        bytes_written=sum(e.bytes_written for e in parts),
+        peak_bytes=max((e.peak_bytes for e in parts), default=0),
+        device_s=math.fsum(e.device_s for e in parts),
+        usd=math.fsum(usd) if usd and len(usd) == len(parts) else None,
+    )
+
+
+def _bytes_read(read_box: Box, candidates: Sequence[Candidates], periods: int) -> int:
+    """Bands of one scene per period that has candidates, and the classification of every candidate.
+
+    A cell is ranked once, whichever tile comes first, so a tile carries the part of each cell that it reads. (A small
+    area ranks whole cells all the same: its first tile reads up to the whole cell's share.)
+    """
+    shares = {c.cell: _share(read_box, c.cell) for c in candidates}
+    whole = sum(shares.values())
+    covered = sum(shares[c.cell] for c in candidates if c.scene_ids) / (whole * periods) if whole else 0.0
+    bands = sum(2 * count * _area(read_box.cover(res, pad_px=pad)) for res, count, pad in NATIVE)
+    cell_px = (CELL_PX * 10 // SCL_RES_M) ** 2
+    scl = sum(len(c.scene_ids) * shares[c.cell] for c in candidates) * cell_px
+    return round(bands * periods * covered * ARCHIVE_RATIO + scl * SCL_RATIO)
+
+
+def _share(box: Box, cell: Cell) -> float:
+    """Share of the cell's area that ``box`` covers."""
+    common = box.intersect(cell.box)
+    return _area(common) / CELL_PX**2 if common else 0.0
+
+
+def _area(box: Box) -> int:
+    return box.height * box.width
+
+
+def _peak_bytes(windows: int, *, card: ModelCard, grid: GridSpec, periods: int, read_box: Box, rate: Rate) -> int:
+    """Host memory of the process at its fullest: everything below is alive while a tile is stitched and written."""
+    stack = sum(periods * (2 * count + 1) * _area(read_box.cover(res, pad_px=pad)) for res, count, pad in NATIVE)
+    cells = (grid.window_px // grid.patch_px) ** 2
+    fields = windows * cells * (4 * card.dims + 1)
+    tokens = _area(read_box) // grid.patch_px**2 * (4 * card.dims + 4)
+    pixels = BLOCK_ARRAYS * 4 * card.dims * BLOCK_PX**2
+    codes = 2 * card.dims * grid.tile_px**2
+    weights = 4 * card.parameters
+    if rate.numerics.device == "cpu":
+        batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods)
+        working = rate.encoders * batch * card.dims * 4 * ACTIVATIONS
+    else:
+        working = rate.numerics.batch_windows * cells * card.dims * 4  # what comes back from the device
+    return PROCESS_BYTES + weights + READS_HELD * stack + fields + tokens + max(pixels + codes, working)

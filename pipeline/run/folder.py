@@ -1,0 +1,36 @@
+"""Where things lie in an output folder, and what its plan was made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Settings
+from pipeline.read.access import Access
+
+if TYPE_CHECKING:
+    from pipeline.types import Plan
+
+STORE_NAME = "store.zarr"
+
+
+def store_path(output: str | Path) -> Path:
+    """The embedding store of an output folder; the store itself is accepted too."""
+    place = Path(output)
+    return place if place.name == STORE_NAME else place / STORE_NAME
+
+
+def output_of(place: str) -> str:
+    """The output folder, given it or its store."""
+    return str(store_path(place).parent)
+
+
+def settings_of(plan: Plan) -> Settings:
+    """The settings that a plan was made with."""
+    return Settings.model_validate_json(plan.settings)
+
+
+def access_of(plan: Plan) -> Access:
+    """What may be opened for a plan: local files only when the catalogue itself is local."""
+    catalog = settings_of(plan).inputs.catalog
+    return Access(allow_local=catalog != "planetary-computer" and not catalog.startswith(("http://", "https://")))

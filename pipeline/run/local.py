@@ -1,0 +1,535 @@
+"""One machine: read ahead, encode, write, commit; stop and resume anywhere.
+
+Tiles are read by threads, bounded by bytes, while the encoder works on the tile before. Everything that is expensive
+happens between an attempt record and a receipt, so a kill at any point costs at most the tiles in work.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import uuid
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from pipeline.account.ledger import HeartbeatThread, JsonlLedger, Lease
+from pipeline.account.meter import PeakMemory, StageClock, cpu_seconds, process_age_s
+from pipeline.errors import DataError, DeviceError, EarthpressError, NoDataError, StoppedError, TransientError
+from pipeline.plan import grid
+from pipeline.read.access import redact
+from pipeline.read.rank import FolderRanks
+from pipeline.read.tiles import read_stack
+from pipeline.run import prepare
+from pipeline.run.folder import access_of, settings_of, store_path
+from pipeline.run.tile import At, Maps, TileContext, run_tile, wanted_px
+from pipeline.types import Int8Embedding, Plan, Receipt, Stack, Task, Usage
+from pipeline.write import store
+from pipeline.write.commit import Commits, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pipeline.account.ledger import Ledger
+    from pipeline.config import Settings
+    from pipeline.maps.probe import Probe
+    from pipeline.run.publish import Published
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 30.0
+READERS = 2
+"""Tiles read at once: the one that is needed next, and one more to hide latency; depth is bounded by bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a front end shows.
+
+    Attributes:
+        done: Tiles committed by this run so far.
+        total: Tiles this run has to do.
+        km2: Area of the committed tiles' blocks.
+        elapsed_s: Since the first tile began.
+        tile_id: The tile that just ended, "" otherwise.
+        status: Its status.
+        text: A line of its own (start-up, errors), "" for a tile.
+    """
+
+    done: int = 0
+    total: int = 0
+    km2: float = 0.0
+    elapsed_s: float = 0.0
+    tile_id: str = ""
+    status: str = ""
+    text: str = ""
+
+    def rate(self) -> str:
+        """km2 per second, for people."""
+        return f"{self.km2 / self.elapsed_s:.3g} km2/s" if self.elapsed_s > 0 and self.km2 else ""
+
+    def line(self) -> str:
+        """One plain line."""
+        left = self.elapsed_s / self.done * (self.total - self.done) if self.done else 0.0
+        return f"{self.done}/{self.total} tiles, {self.rate()}, {left:.0f} s left, {self.tile_id} {self.status}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A tile that did not succeed in this run."""
+
+    tile_id: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        output: The folder.
+        tiles: Tiles of the plan.
+        computed: Tiles committed by this run.
+        skipped: Tiles that were done before.
+        degraded: Tiles committed with a scene replaced, by this run.
+        failures: Tiles that failed.
+        too_degraded: Whether the share of degraded tiles passed ``run.max_degraded_pct``.
+        valid_px: Pixels with an embedding, of the tiles of this run.
+        stopped: Signal that ended the run, "" when it ended by itself.
+        published: Pictures, maps and report; None when nothing is committed.
+    """
+
+    output: str
+    tiles: int
+    computed: int
+    skipped: int
+    degraded: int
+    failures: tuple[Failure, ...] = ()
+    too_degraded: bool = False
+    valid_px: int = 0
+    stopped: str = ""
+    published: Published | None = field(default=None)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 3 some tiles failed, 65 too many degraded, 75 stopped."""
+        if self.stopped:
+            return StoppedError.exit_code
+        if self.failures:
+            return DataError.exit_code
+        return NoDataError.exit_code if self.too_degraded else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        data = {k: v for k, v in asdict(self).items() if k != "published"}
+        return data | {"exit_code": self.exit_code} | (self.published.to_json() if self.published else {})
+
+    def text(self) -> str:
+        """For people."""
+        if self.stopped:
+            return (
+                f"stopped ({self.stopped}): {self.computed} tiles committed; go on with: earthpress run {self.output}"
+            )
+        lines = []
+        if not self.computed and not self.failures:
+            lines.append(f"nothing to do: all {self.tiles} tiles of the plan are committed already")
+        else:
+            lines.append(
+                f"{self.computed} tiles computed, {self.skipped} were done before, {len(self.failures)} failed"
+            )
+        if self.degraded:
+            lines.append(f"{self.degraded} tiles degraded (a scene could not be read); run again to retry them")
+        lines += [f"failed {f.tile_id}: {f.kind}: {f.message}" for f in self.failures]
+        return "\n".join(lines + (list(self.published.lines()) if self.published else []))
+
+
+class StoreWriter:
+    """The store as ``run_tile`` needs it."""
+
+    def __init__(self, path: Path, time_index: int) -> None:
+        self._path, self._time = path, time_index
+
+    def write(self, task: Task, result: Int8Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
+        """See ``Writer``."""
+        return store.write_tile(self._path, task.tile, result, time_index=self._time, maps=maps)
+
+    def check(self, objects: tuple[tuple[str, str], ...]) -> int:
+        """See ``Writer``."""
+        return store.check_objects(self._path, objects)
+
+
+def run(
+    plan: Plan,
+    *,
+    progress: Callable[[Progress], None] = lambda _p: None,
+    at: At = lambda _stage, _tile: None,
+    signals: bool = False,
+) -> Outcome:
+    """Compute every tile of ``plan`` that is not done, commit it, and publish.
+
+    Args:
+        plan: From ``plan``; its output folder may hold earlier work of the same recipe.
+        progress: Called after every tile and start-up step.
+        at: Called at every stage boundary of every tile (tests kill the process there).
+        signals: Turn SIGINT and SIGTERM into an orderly stop (main thread only).
+
+    Returns:
+        What happened. Failed tiles do not raise: they are in ``failures``.
+
+    Raises:
+        DeviceError: This machine is not of the plan's numerics class, or the start-up gate refuses.
+        CheckpointError: The weights are not those of the plan.
+        OutputError: The store cannot be made or written.
+    """
+    root = Path(plan.output)
+    commits = Commits(root)
+    commits.clean()
+    todo = [task for task in plan.tasks if commits.state(task) != State.DONE]
+    tally = _Tally(total=len(todo), report=progress)
+    if todo:
+        lead_s = process_age_s()
+        with JsonlLedger(root, run_id=_run_id(), cpu_s=cpu_seconds) as ledger, _Signals(enabled=signals):
+            _lease(plan, todo, commits=commits, ledger=ledger, lead_s=lead_s, tally=tally, at=at)
+    published = None
+    if not tally.stopped and any(commits.current(task.tile.id) for task in plan.tasks):
+        published = _publish(plan, progress)
+    degraded = sum(r.status == "degraded" for r in tally.receipts)
+    settings = settings_of(plan)
+    return Outcome(
+        output=plan.output,
+        tiles=len(plan.tasks),
+        computed=len(tally.receipts),
+        skipped=len(plan.tasks) - len(todo),
+        degraded=degraded,
+        failures=tuple(tally.failures),
+        too_degraded=degraded * 100 > settings.run.max_degraded_pct * len(plan.tasks),
+        valid_px=sum(r.valid_px for r in tally.receipts),
+        stopped=tally.stopped,
+        published=published,
+    )
+
+
+class _Tally:
+    """What this run has done so far; the only mutable thing of the loop."""
+
+    def __init__(self, *, total: int, report: Callable[[Progress], None]) -> None:
+        self.receipts: list[Receipt] = []
+        self.failures: list[Failure] = []
+        self.stopped = ""
+        self._total, self._report = total, report
+        self._km2, self._start = 0.0, time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+        self._report(Progress(total=self._total, done=self._ended, text=text))
+
+    def begin(self) -> None:
+        """Start the clock of the rate: the encoder is ready."""
+        self._start = time.monotonic()
+
+    def committed(self, task: Task, receipt: Receipt) -> None:
+        """Count a tile."""
+        self.receipts.append(receipt)
+        self._km2 += wanted_px(task) * 1e-4  # a 10 m pixel is 1e-4 km2
+        self._show(task, receipt.status)
+
+    def failed(self, task: Task, error: EarthpressError) -> None:
+        """Count a failure."""
+        self.failures.append(Failure(tile_id=task.tile.id, kind=error.kind, message=str(error)))
+        self._show(task, f"failed: {error}")
+
+    @property
+    def _ended(self) -> int:
+        return len(self.receipts) + len(self.failures)
+
+    def _show(self, task: Task, status: str) -> None:
+        elapsed_s = time.monotonic() - self._start
+        self._report(
+            Progress(
+                done=self._ended,
+                total=self._total,
+                km2=self._km2,
+                elapsed_s=elapsed_s,
+                tile_id=task.tile.id,
+                status=status,
+            )
+        )
+
+
+def _lease(
+    plan: Plan, todo: list[Task], *, commits: Commits, ledger: JsonlLedger, lead_s: float, tally: _Tally, at: At
+) -> None:
+    """Everything that is billed: from building the encoder to the last receipt."""
+    settings = settings_of(plan)
+    threads = prepare.encoder_threads(settings, device=plan.numerics.device)
+    ledger.lease_start(_held(plan, settings, lead_s=lead_s, threads=threads))
+    clock = StageClock()
+    reason: Any = "failed"
+    try:
+        with HeartbeatThread(ledger, interval_s=HEARTBEAT_S), PeakMemory() as memory:
+            context = _context(plan, settings, commits=commits, clock=clock, memory=memory, tally=tally, at=at)
+            tally.begin()
+            _tiles(plan, todo, settings=settings, context=context, ledger=ledger, tally=tally)
+        reason = "finished"
+    except StoppedError as stop:
+        tally.stopped = str(stop)
+        reason = "stopped"
+    finally:
+        ledger.lease_end(reason, stage_s=clock.seconds())
+
+
+def _context(
+    plan: Plan, settings: Settings, *, commits: Commits, clock: StageClock, memory: PeakMemory, tally: _Tally, at: At
+) -> TileContext:
+    """Build what all tiles share: checked weights, warm encoder behind its gate, the store's metadata."""
+    from pipeline.encode import checkpoint, session  # noqa: PLC0415
+
+    _check_numerics(plan, settings)
+    heads = prepare.load_heads(settings, card=plan.model, calibration=plan.calibration)
+    path = store_path(plan.output)
+    with clock.stage("create_store"):
+        store.create_store(path, store_spec(plan, heads=heads))
+        time_index = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
+    tally.note("loading the encoder and checking it against the plain float32 one")
+    with clock.stage("load"):
+        model = checkpoint.load(plan.model.name)
+    if model.card.sha256 != plan.model.sha256:
+        raise DeviceError(
+            f"the weights {plan.model.name} have changed since the plan ({plan.model.sha256[:12]} then, "
+            f"{model.card.sha256[:12]} now): plan again into another output"
+        )
+    encoder = session.Session(
+        model,
+        grid=plan.grid,
+        periods=plan.periods,
+        numerics=plan.numerics,
+        threads=prepare.encoder_threads(settings, device=plan.numerics.device),
+    )
+    with clock.stage("warm_up"):
+        encoder.warm_up()
+    with clock.stage("gate"):
+        gate = encoder.gate()
+    log.info("start-up gate passed: %s", gate)
+    return TileContext(
+        grid=plan.grid,
+        calibration=plan.calibration,
+        encoder=encoder,
+        writer=StoreWriter(path, time_index),
+        commits=commits,
+        heads=heads,
+        clock=clock,
+        memory=memory,
+        at=at,
+    )
+
+
+def _check_numerics(plan: Plan, settings: Settings) -> None:
+    from pipeline.encode import session  # noqa: PLC0415
+
+    here = session.settle(settings.encode, card=plan.model, grid=plan.grid, periods=len(plan.periods))
+    if here != plan.numerics:
+        changed = [k for k, v in asdict(plan.numerics).items() if asdict(here)[k] != v]
+        raise DeviceError(
+            f"this machine gives {', '.join(f'{k}={asdict(here)[k]}' for k in changed)}, the plan was made for "
+            f"{', '.join(f'{k}={asdict(plan.numerics)[k]}' for k in changed)}: bytes would differ inside one store. "
+            "Run on the same kind of machine, or plan here into another output"
+        )
+
+
+def store_spec(plan: Plan, *, heads: tuple[tuple[str, Probe], ...]) -> store.StoreSpec:
+    """What the store's metadata says about a plan."""
+    return store.StoreSpec(
+        name=Path(plan.output).name or "embeddings",
+        dims=plan.model.dims,
+        grid=plan.grid,
+        times=((plan.periods[0].start, plan.periods[-1].end),),
+        model=plan.model,
+        calibration=plan.calibration,
+        numerics=plan.numerics,
+        recipe=plan.recipe,
+        extents=grid.snapped_extent(task.tile for task in plan.tasks),
+        maps=tuple(
+            store.MapLayer(name=name, classes=tuple(zip(p.values, p.names, p.colours, strict=True)))
+            for name, p in heads
+        ),
+        source_data=tuple(sorted({f"{s.collection}" for s in plan.scenes})),
+    )
+
+
+def _tiles(
+    plan: Plan, todo: list[Task], *, settings: Settings, context: TileContext, ledger: Ledger, tally: _Tally
+) -> None:
+    """The loop: one tile on the device, the next ones being read."""
+    limit = _read_ahead_bytes(settings)
+    with _Reading(plan, settings=settings, context=context, ledger=ledger) as reading:
+        waiting: deque[tuple[Task, int, Future[Stack]]] = deque()
+        queue = deque(todo)
+        while queue or waiting:
+            while queue and _may_read(waiting, queue[0], limit_bytes=limit):
+                task = queue.popleft()
+                waiting.append((task, *reading.start(task)))
+            task, attempt, future = waiting.popleft()
+            retry = _tile(task, attempt, future=future, context=context, ledger=ledger, tally=tally, last=settings.run)
+            if retry:
+                queue.appendleft(task)
+
+
+def _may_read(waiting: Iterable[tuple[Task, int, Future[Stack]]], task: Task, *, limit_bytes: int) -> bool:
+    """Whether another tile may be held: always one, a second and more while their bytes fit."""
+    held = [t.estimate.bytes_read for t, _, _ in waiting]
+    return not held or (len(held) <= READERS and sum(held) + task.estimate.bytes_read <= limit_bytes)
+
+
+def _tile(
+    task: Task,
+    attempt: int,
+    *,
+    future: Future[Stack],
+    context: TileContext,
+    ledger: Ledger,
+    tally: _Tally,
+    last: Any,
+) -> bool:
+    """One attempt at one tile, from error to record; returns whether to try again in this run."""
+    name, kind, usage = task.tile.id, "", Usage()
+    status: Any = "failed"
+    started = time.monotonic()
+    try:
+        future.exception()  # waiting for pixels does not hold the slot
+        ledger.slot(name, attempt, taken=True)
+        started = time.monotonic()
+        receipt, won = run_tile(task, attempt, reading=future, context=context)
+        usage, status = receipt.usage, "won" if won else "duplicate"
+        tally.committed(task, receipt)
+    except StoppedError:
+        status, kind = "stopped", StoppedError.kind
+        raise
+    except EarthpressError as error:
+        error.add_note(f"tile {name}, attempt {attempt}")
+        kind = error.kind
+        context.commits.fail(name, attempt, error.kind, str(error))
+        if isinstance(error, TransientError) and context.commits.attempts(name) < last.max_attempts:
+            log.warning("tile %s, attempt %d: %s; trying again", name, attempt, error)
+            return True
+        tally.failed(task, error)
+    except Exception as error:
+        log.exception("tile %s, attempt %d", name, attempt)
+        broken = DataError(f"{type(error).__name__}: {redact(str(error))}")
+        kind = "internal"
+        context.commits.fail(name, attempt, kind, str(broken))
+        tally.failed(task, broken)
+    finally:
+        if usage.slot_s == 0:
+            usage = _with_slot(usage, time.monotonic() - started)
+        ledger.slot(name, attempt, taken=False)
+        ledger.attempt_end(name, attempt, fingerprint=task.fingerprint, status=status, usage=usage, error_kind=kind)
+    return False
+
+
+def _with_slot(usage: Usage, slot_s: float) -> Usage:
+    return Usage(**(asdict(usage) | {"slot_s": slot_s, "stage_s": usage.stage_s}))
+
+
+class _Reading:
+    """Starts reading tiles in the background; records the attempt first."""
+
+    def __init__(self, plan: Plan, *, settings: Settings, context: TileContext, ledger: Ledger) -> None:
+        self._plan, self._context, self._ledger = plan, context, ledger
+        self._access = access_of(plan)
+        self._ranks = FolderRanks(Path(plan.output) / "ranks")
+        self._scenes = {scene.id: scene for scene in plan.scenes}
+        self._io = ThreadPoolExecutor(settings.run.io_threads, thread_name_prefix="io")
+        self._tiles = ThreadPoolExecutor(READERS, thread_name_prefix="tile")
+
+    def start(self, task: Task) -> tuple[int, Future[Stack]]:
+        """Record an attempt at ``task`` and begin to read it."""
+        name = task.tile.id
+        attempt = self._context.commits.start_attempt(name, self._ledger_run())
+        self._ledger.attempt_start(name, attempt, fingerprint=task.fingerprint)
+        self._context.at("attempted", name)
+        return attempt, self._tiles.submit(self._read, task)
+
+    def _ledger_run(self) -> str:
+        return str(getattr(self._ledger, "run_id", ""))
+
+    def _read(self, task: Task) -> Stack:
+        spec = self._plan.grid
+        with self._context.clock.stage("read"):
+            return read_stack(
+                box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
+                periods=self._plan.periods,
+                candidates=task.candidates,
+                scenes=self._scenes,
+                access=self._access,
+                ranks=self._ranks,
+                pool=self._io,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tiles.shutdown(cancel_futures=True)
+        self._io.shutdown(cancel_futures=True)
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into a StoppedError in the main thread; a second one acts as usual."""
+
+    NAMES = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._before: list[Any] = []
+
+    def __enter__(self) -> None:
+        if self._enabled:
+            self._before = [signal.signal(s, self._stop) for s in self.NAMES]
+
+    def __exit__(self, *_: object) -> None:
+        for name, before in zip(self.NAMES, self._before, strict=False):
+            signal.signal(name, before)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        for name, before in zip(self.NAMES, self._before, strict=False):
+            signal.signal(name, before)
+        raise StoppedError(signal.Signals(number).name)
+
+
+def _publish(plan: Plan, progress: Callable[[Progress], None]) -> Published:
+    from pipeline.run.publish import publish  # noqa: PLC0415
+
+    progress(Progress(text="making pictures, maps and the report"))
+    return publish(plan.output)
+
+
+def _held(plan: Plan, settings: Settings, *, lead_s: float, threads: int) -> Lease:
+    from pipeline.account import prices  # noqa: PLC0415
+
+    table = prices.load(settings.account.prices)
+    return Lease(
+        device="cuda" if plan.numerics.device == "cuda" else "cpu",
+        device_name=plan.numerics.device_name,
+        gpus=1 if plan.numerics.device == "cuda" else 0,
+        cores=prepare.cores(),
+        slot_cores=threads,
+        instance=settings.account.instance,
+        price=table.row(settings.account.instance),
+        lead_s=lead_s,
+    )
+
+
+def _read_ahead_bytes(settings: Settings) -> int:
+    if settings.run.read_ahead_bytes != "auto":
+        return settings.run.read_ahead_bytes
+    return int(psutil.virtual_memory().total) // 4
+
+
+def _run_id() -> str:
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"

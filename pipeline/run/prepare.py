@@ -1,0 +1,222 @@
+"""From settings to a plan on this machine: model card, numerics class, calibration, prices, then the planner.
+
+The one place where the planner meets the encoder: the planner itself is told all of this and imports no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from pipeline.errors import ConfigError, InvalidInputError
+from pipeline.plan import estimate, planner
+from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from pipeline.config import Settings
+    from pipeline.encode.checkpoint import Checkpoint
+    from pipeline.maps.probe import Probe
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_PERIODS = 3
+CALIBRATION_TOKENS = 16
+"""Side of a calibration window in tokens: the grid the models were mostly trained on."""
+CALIBRATION_WINDOWS = 4
+"""Windows per simulated place and axis at most: bounds the cost at patch 1."""
+PROBE_FLOPS = 40e9
+"""A forward pass up to this size is timed to price the plan; above it the rates table is used."""
+
+
+def prepare(
+    settings: Settings, *, now: datetime | None = None, note: Callable[[str], None] = lambda _text: None
+) -> Plan:
+    """Make a plan on this machine and write its folder.
+
+    Args:
+        settings: Everything the user said; ``model`` and ``output`` are required.
+        now: UTC now; None reads the clock.
+        note: Called with a line of text before each slow step.
+
+    Raises:
+        InvalidInputError: Area, dates or settings are wrong.
+        CheckpointError: The model's files cannot be used.
+        NoDataError: No scene at all.
+        OutputError: The output holds another plan.
+    """
+    from pipeline.encode import checkpoint, session  # noqa: PLC0415
+
+    if not settings.model:
+        raise ConfigError("no model: --model FOLDER (config.json and weights.pth) or --model random:v1.2-nano:0")
+    if not settings.output:
+        raise ConfigError("no output folder: --output DIR")
+    now = now or datetime.now(UTC)
+    periods = settings.periods(today=now.date())
+    note(f"reading the model {settings.model}")
+    model = checkpoint.load(settings.model)
+    spec = _grid(settings, tile_px=_tile_px(settings, device=session.pick_device(settings.encode)))
+    numerics = session.settle(settings.encode, card=model.card, grid=spec, periods=len(periods))
+    calibration = _calibration(settings, model, spec=spec, note=note)
+    heads = load_heads(settings, card=model.card, calibration=calibration)
+    basis = planner.Basis(
+        grid=spec,
+        model=model.card,
+        numerics=numerics,
+        calibration=calibration,
+        heads=tuple((name, probe.hash) for name, probe in heads),
+        rate=_rate(settings, model, spec=spec, periods=periods, numerics=numerics),
+    )
+    plan = planner.make_plan(settings, basis, now=now, held=held_blocks(settings.output), note=note)
+    planner.save_plan(plan)
+    return plan
+
+
+def load_heads(settings: Settings, *, card: ModelCard, calibration: Calibration) -> tuple[tuple[str, Probe], ...]:
+    """The probes of ``maps:``, each checked to belong to this model and calibration."""
+    from pipeline.maps.probe import load  # noqa: PLC0415
+
+    heads = tuple((m.name, load(m.head)) for m in settings.maps)
+    for _, probe in heads:
+        probe.check(calibration_hash=calibration.hash, model_sha256=card.sha256)
+    return heads
+
+
+def encoder_threads(settings: Settings, *, device: str) -> int:
+    """Single-threaded encoders that share a tile: one per core; one for a GPU."""
+    if device == "cuda":
+        return 1
+    return cores() if settings.run.encoder_threads == "auto" else settings.run.encoder_threads
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+
+
+def held_blocks(output: str) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Blocks already committed in ``output``, by tile id: a rewritten tile must keep them."""
+    from pipeline.write.commit import Commits  # noqa: PLC0415
+
+    if not Path(output).is_dir():
+        return {}
+    held: dict[str, set[tuple[int, int]]] = {}
+    for receipt in Commits(Path(output)).receipts():
+        held.setdefault(receipt.tile_id, set()).update(receipt.blocks)
+    return {tile: tuple(sorted(blocks)) for tile, blocks in held.items()}
+
+
+def _grid(settings: Settings, *, tile_px: int) -> GridSpec:
+    encode = settings.encode
+    return GridSpec(patch_px=encode.patch_px, window_px=encode.window(), overlap_px=encode.overlap(), tile_px=tile_px)
+
+
+def _tile_px(settings: Settings, *, device: str) -> int:
+    if settings.store.tile_px != "auto":
+        return settings.store.tile_px
+    return 2048 if device == "cuda" else 512
+
+
+def _calibration(settings: Settings, model: Checkpoint, *, spec: GridSpec, note: Callable[[str], None]) -> Calibration:
+    from pipeline.encode import quantize  # noqa: PLC0415
+
+    if settings.store.calibration != "auto":
+        return quantize.load_calibration(settings.store.calibration, card=model.card, patch_px=spec.patch_px)
+    kept = _kept_calibration(str(settings.output), card=model.card, patch_px=spec.patch_px)
+    if kept is not None:
+        return kept
+    note("deriving a provisional int8 calibration from the weights and the packaged simulated sample")
+    return provisional(model, patch_px=spec.patch_px)
+
+
+def _kept_calibration(output: str, *, card: ModelCard, patch_px: int) -> Calibration | None:
+    try:
+        kept = planner.load_plan(output).calibration
+    except InvalidInputError:
+        return None
+    same = kept.provisional and (kept.model_sha256, kept.patch_px) == (card.sha256, patch_px)
+    return kept if same else None
+
+
+def provisional(model: Checkpoint, *, patch_px: int) -> Calibration:
+    """A calibration from the weights and the packaged simulated sample only, always by the same float32 encoder.
+
+    Independent of the request: fixed dates, fixed windows, eager float32 on the CPU, so that every store of one model
+    and patch gets the same scales.
+    """
+    from pipeline.encode import quantize  # noqa: PLC0415
+
+    return quantize.calibrate(
+        _sample_vectors(model, patch_px=patch_px),
+        card=model.card,
+        patch_px=patch_px,
+        source=f"packaged simulated sample, {CALIBRATION_PERIODS} periods, float32",
+        provisional=True,
+    )
+
+
+def _sample_vectors(model: Checkpoint, *, patch_px: int) -> Iterator[NDArray[np.float32]]:
+    from pipeline.encode.session import Session  # noqa: PLC0415
+    from pipeline.simulate.sample import calibration_stacks  # noqa: PLC0415
+
+    start = datetime(2024, 4, 1, tzinfo=UTC)
+    step = timedelta(days=30)
+    periods = tuple(
+        Period(index=i, start=start + step * i, end=start + step * (i + 1)) for i in range(CALIBRATION_PERIODS)
+    )
+    window = min(96, CALIBRATION_TOKENS * patch_px)
+    spec = GridSpec(patch_px=patch_px, window_px=window, overlap_px=0, tile_px=256)
+    encoder = Session(model, grid=spec, periods=periods, numerics=_plain_numerics(), threads=1)
+    for stack in calibration_stacks(periods):
+        count = min(CALIBRATION_WINDOWS, stack.box.height // window)
+        origins = [(stack.box.row + i * window, stack.box.col + j * window) for i in range(count) for j in range(count)]
+        fields = encoder.encode(stack, origins)
+        yield np.asarray(fields.values[fields.valid])
+
+
+def _plain_numerics() -> Numerics:
+    import torch  # noqa: PLC0415
+
+    from pipeline.encode import session  # noqa: PLC0415
+
+    return Numerics(
+        device="cpu",
+        device_name=session.device_name("cpu"),
+        dtype="float32",
+        compiled=False,
+        batch_windows=1,
+        torch=str(torch.__version__).partition("+")[0],
+    )
+
+
+def _rate(
+    settings: Settings, model: Checkpoint, *, spec: GridSpec, periods: tuple[Period, ...], numerics: Numerics
+) -> estimate.Rate:
+    """Speed and price: measured by one small forward pass where that is cheap, else from the rates table."""
+    from pipeline.account import prices  # noqa: PLC0415
+
+    row = prices.load(settings.account.prices).row(settings.account.instance)
+    rate = estimate.rate_for(numerics, price=row, encoders=encoder_threads(settings, device=numerics.device))
+    flops = estimate.flops_per_window(model.card, spec, len(periods)) * numerics.batch_windows
+    if flops > PROBE_FLOPS or numerics.compiled:
+        return rate
+    return replace(rate, flops_per_s=_measured(model, spec=spec, periods=periods, numerics=numerics))
+
+
+def _measured(model: Checkpoint, *, spec: GridSpec, periods: tuple[Period, ...], numerics: Numerics) -> float:
+    from pipeline.encode.session import Session  # noqa: PLC0415
+
+    encoder = Session(model, grid=spec, periods=periods, numerics=numerics, threads=1)
+    encoder.warm_up()
+    seconds = encoder.warm_up()
+    return encoder.flops_per_window * numerics.batch_windows / max(seconds, 1e-9)

@@ -1,0 +1,252 @@
+"""The shape of an embedding store: sizes of shards and chunks, names of groups and objects, what a store promises.
+
+Pure: knows the values and no file. ``attributes.py`` writes the metadata text, ``zones.py`` the arrays, ``shards.py``
+the pixels. A store is a Zarr v3 hierarchy: root group, one group ``utmNN`` per UTM zone, and in it ``embeddings (time,
+band, y, x)`` int8 with its coordinates and the layers ``reason``, ``n_obs`` and ``map_<name>`` (time, y, x) uint8.
+All of them share one shard side, so that a tile is a whole number of shards of every array.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InvalidInputError
+from pipeline.types import NODATA_CODE, PIXEL_M, Box, Reason, canonical_json
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Tile
+
+FORMAT_VERSION = 1
+"""Raised when a store of the old form cannot be read or appended to any more."""
+MAX_SHARD_BYTES = 256 * 2**20
+MAX_CHUNK_BYTES = 4 * 2**20
+MAX_LAYER_CHUNK_PX = 512
+"""Chunk side of the uint8 layers: 256 KiB before compression, one request of a map viewer."""
+MAP_FILL = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapLayer:
+    """One map made in the same pass, stored as ``map_<name>`` (time, y, x) uint8, 255 nodata.
+
+    Attributes:
+        name: Name of the map.
+        classes: (value 0..254, name, colour ``#rrggbb``), sorted by value; empty for a continuous layer.
+        title: One line for people.
+    """
+
+    name: str
+    classes: tuple[tuple[int, str, str], ...] = ()
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        values = [c[0] for c in self.classes]
+        if values != sorted(set(values)) or any(not 0 <= v < MAP_FILL for v in values):
+            raise InvalidInputError(f"map {self.name}: class values {values} must be rising and in 0..254")
+
+    @property
+    def array(self) -> str:
+        """Name of the array in the zone group."""
+        return f"map_{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    """Everything the metadata of a store says.
+
+    Attributes:
+        name: Name for people.
+        dims: Length of an embedding.
+        grid: The window lattice; ``grid.tile_px`` fixes the shards.
+        times: (start, end) UTC of every time step, half-open; one embedding per step.
+        model: The model card.
+        calibration: Scales of the int8 codes, one per dimension.
+        numerics: The numerics class.
+        recipe: Hash of everything that decides pixels; a store accepts data of one recipe only.
+        extents: One 10 m box per zone, edges at multiples of ``tile_px``.
+        maps: Maps made in the same pass.
+        source_data: URIs of the collections the model saw.
+        attrs: Further (key, text) pairs for the root group.
+    """
+
+    name: str
+    dims: int
+    grid: GridSpec
+    times: tuple[tuple[datetime, datetime], ...]
+    model: ModelCard
+    calibration: Calibration
+    numerics: Numerics
+    recipe: str
+    extents: tuple[Box, ...]
+    maps: tuple[MapLayer, ...] = ()
+    source_data: tuple[str, ...] = ()
+    attrs: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.calibration.scale) != self.dims:
+            raise InvalidInputError(f"calibration has {len(self.calibration.scale)} scales, the store {self.dims} dims")
+        zones = [b.zone for b in self.extents]
+        if not zones or len(set(zones)) != len(zones):
+            raise InvalidInputError(f"StoreSpec.extents needs one box per zone, got zones {zones}")
+        if not self.times:
+            raise InvalidInputError("StoreSpec.times is empty: a store has at least one time step")
+        names = [m.name for m in self.maps]
+        if len(set(names)) != len(names):
+            raise InvalidInputError(f"StoreSpec.maps has a name twice: {names}")
+        for box in self.extents:
+            check_extent(box, tile_px=self.grid.tile_px)
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a tile, 10 m pixels."""
+        return self.grid.tile_px
+
+    @property
+    def shard_px(self) -> int:
+        """Side of a shard of every array."""
+        return shard_px(self.dims, tile_px=self.tile_px)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayLayout:
+    """One pixel array of a zone group.
+
+    Attributes:
+        name: Array name.
+        dtype: numpy name.
+        bands: Length of the band axis; 0 for arrays without one.
+        chunk_px: Side of an inner chunk.
+        shard_px: Side of a shard.
+        fill: Value of pixels that no object holds.
+    """
+
+    name: str
+    dtype: str
+    bands: int
+    chunk_px: int
+    shard_px: int
+    fill: int
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Axis names."""
+        return ("time", "band", "y", "x") if self.bands else ("time", "y", "x")
+
+    def sizes(self, times: int, rows: int, cols: int) -> tuple[int, ...]:
+        """Lengths in the order of ``dims``."""
+        return (times, self.bands, rows, cols) if self.bands else (times, rows, cols)
+
+
+def shard_px(dims: int, *, tile_px: int) -> int:
+    """Side of a shard: the largest power of two with dims x px^2 <= 256 MiB that divides the tile.
+
+    Example:
+        >>> shard_px(192, tile_px=2048), shard_px(64, tile_px=2048), shard_px(128, tile_px=512)
+        (1024, 2048, 512)
+    """
+    px = _largest_power(MAX_SHARD_BYTES, dims)
+    while tile_px % px:
+        px //= 2
+    return px
+
+
+def chunk_px(dims: int, *, shard: int) -> int:
+    """Side of an inner chunk: the largest power of two with dims x px^2 <= 4 MiB, at most the shard.
+
+    Example:
+        >>> chunk_px(192, shard=1024), chunk_px(64, shard=2048)
+        (128, 256)
+    """
+    return min(_largest_power(MAX_CHUNK_BYTES, dims), shard)
+
+
+def arrays(spec: StoreSpec) -> tuple[ArrayLayout, ...]:
+    """The pixel arrays of a zone group, ``embeddings`` first."""
+    shard = spec.shard_px
+    layer_chunk = min(MAX_LAYER_CHUNK_PX, shard)
+    layers = (("reason", int(Reason.NOT_REQUESTED)), ("n_obs", 0), *((m.array, MAP_FILL) for m in spec.maps))
+    return (
+        ArrayLayout(
+            name="embeddings",
+            dtype="int8",
+            bands=spec.dims,
+            chunk_px=chunk_px(spec.dims, shard=shard),
+            shard_px=shard,
+            fill=NODATA_CODE,
+        ),
+        *(
+            ArrayLayout(name=name, dtype="uint8", bands=0, chunk_px=layer_chunk, shard_px=shard, fill=fill)
+            for name, fill in layers
+        ),
+    )
+
+
+def zone_name(zone: int) -> str:
+    """Group of a zone: ``utm31``."""
+    return f"utm{zone:02d}"
+
+
+def check_extent(box: Box, *, tile_px: int) -> None:
+    """Refuse an extent that is not whole 10 m tiles.
+
+    Raises:
+        InvalidInputError: Another resolution, or an edge that is not a multiple of ``tile_px``.
+    """
+    if box.res_m != PIXEL_M or any(v % tile_px for v in (box.row, box.col, box.height, box.width)):
+        raise InvalidInputError(f"extent {box} must be {PIXEL_M} m and have edges at multiples of tile_px {tile_px}")
+
+
+def union(one: Box, other: Box) -> Box:
+    """The smallest box that holds both boxes of one lattice."""
+    row, col = min(one.row, other.row), min(one.col, other.col)
+    return Box(
+        zone=one.zone,
+        res_m=one.res_m,
+        row=row,
+        col=col,
+        height=max(one.row_stop, other.row_stop) - row,
+        width=max(one.col_stop, other.col_stop) - col,
+    )
+
+
+def tile_shards(tile: Tile, *, extent: Box, shard: int) -> tuple[tuple[int, int, slice, slice], ...]:
+    """The shards of a tile: (shard_row, shard_col) in the array, and their (row, col) slices in the tile.
+
+    Raises:
+        InvalidInputError: The tile lies outside the extent of the store.
+    """
+    rows, cols = tile.box.slices_in(extent)
+    return tuple(
+        (
+            (rows.start + row) // shard,
+            (cols.start + col) // shard,
+            slice(row, row + shard),
+            slice(col, col + shard),
+        )
+        for row in range(0, tile.tile_px, shard)
+        for col in range(0, tile.tile_px, shard)
+    )
+
+
+def identity(spec: StoreSpec) -> dict[str, str]:
+    """What must be equal for data to be added to a store: readable name -> value."""
+    grid = spec.grid
+    return {
+        "recipe": spec.recipe,
+        "calibration": spec.calibration.hash,
+        "dims": str(spec.dims),
+        "grid": f"patch {grid.patch_px}, window {grid.window_px}, overlap {grid.overlap_px}, tile {grid.tile_px} px",
+        "maps": canonical_json([[m.name, m.classes] for m in spec.maps]),
+    }
+
+
+def _largest_power(limit_bytes: int, dims: int) -> int:
+    if dims <= 0 or dims > limit_bytes:
+        raise InvalidInputError(f"dims is {dims}, must be 1..{limit_bytes}")
+    px = 1
+    while dims * (2 * px) ** 2 <= limit_bytes:
+        px *= 2
+    return px

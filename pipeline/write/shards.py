@@ -1,0 +1,262 @@
+"""Write, check and read the pixels of one tile.
+
+A tile is a whole number of shards, a shard has one writer and is written by one PUT (temporary name + rename), so any
+number of processes may write tiles at the same time. An object that is missing means an all-nodata shard and nothing
+else: whether a tile is done is said by its receipt (``commit.py``), never by its files. No metadata is written here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from pipeline.errors import InvalidInputError, OutputError
+from pipeline.write import durable
+from pipeline.write.layout import tile_shards, zone_name
+from pipeline.write.opened import open_zone, shared
+from pipeline.write.zones import read_times
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.types import Int8Embedding, Tile
+    from pipeline.write.durable import Checkpoint
+
+Objects = tuple[tuple[str, str], ...]
+"""(name inside the store, sha256 of the bytes), sorted; "" for an all-nodata shard that has no object."""
+
+
+def write_tile(
+    path: str | Path,
+    tile: Tile,
+    int8: Int8Embedding,
+    *,
+    time_index: int = 0,
+    maps: tuple[tuple[str, NDArray[np.uint8]], ...] = (),
+    at: Checkpoint = durable.passed,
+) -> Objects:
+    """Write all shards of a tile, one PUT each, and flush them to the disk.
+
+    What the tile held before is replaced whole; a shard that is all nodata has no object afterwards.
+
+    Args:
+        path: The store.
+        tile: Which tile; must equal the box of ``int8``.
+        int8: codes (dim, row, col), reason and n_obs (row, col).
+        time_index: Index of the time step.
+        maps: (map name, (row, col) uint8) of every map of the store.
+        at: Called after every shard with its key (tests).
+
+    Returns:
+        (object name, sha256) of every shard, sorted; sha256 is of the bytes handed to the file system, so that
+        ``check_objects`` finds what the disk changed.
+
+    Raises:
+        InvalidInputError: Shapes, dtypes, place or names do not fit the store.
+        OutputError: The store is missing or cannot be written.
+    """
+    root = durable.local_path(path)
+    with shared(root):
+        group, extent = open_zone(root, tile.zone)
+        layers = _layers(int8, maps)
+        _check_tile(group, tile, int8=int8, layers=layers, time_index=time_index)
+        # Hashes are of this call only: a writer of its own keeps concurrent tiles of one process apart.
+        writer = _ShardWriter(root)
+        target = zarr.open_group(writer, path=zone_name(tile.zone), mode="r+", use_consolidated=False)
+        keys: list[str] = []
+        for name, values in layers:
+            array = target[name]
+            shard = int(array.shards[-1])
+            for row, col, rows, cols in tile_shards(tile, extent=extent, shard=shard):
+                key = _key(array, tile.zone, name=name, index=(time_index, row, col))
+                place = (slice(row * shard, (row + 1) * shard), slice(col * shard, (col + 1) * shard))
+                _put(array, (time_index, ..., *place), values[..., rows, cols], key=key)
+                keys.append(key)
+                at(f"shard:{key}")
+        return _written(root, writer, keys=keys)
+
+
+def check_objects(path: str | Path, objects: Objects, *, tile: Tile | None = None) -> int:
+    """Read the objects back, compare their hashes, and decode one chunk of each array; returns their bytes.
+
+    Args:
+        path: The store.
+        objects: What ``write_tile`` returned.
+        tile: The tile they belong to. Needed for objects of old receipts: when a store has grown to the north or
+            west, its objects have new names, which are found from the tile's place.
+
+    Raises:
+        OutputError: An object is missing, changed, left over, or cannot be decoded; all such are named.
+    """
+    root = durable.local_path(path)
+    with shared(root):
+        current = _moved(root, objects, tile=tile) if tile is not None else objects
+        wrong = [f"{key}: {text}" for key, digest in current if (text := _difference(root / key, digest))]
+        if wrong:
+            raise OutputError(f"store {root.name}: {len(wrong)} objects are not as written: {'; '.join(wrong[:5])}")
+        first = {key.split("/")[1]: key for key, digest in reversed(current) if digest}
+        for key in first.values():
+            _decode_one(root, key)
+        return sum((root / key).stat().st_size for key, digest in current if digest)
+
+
+def read_tile(
+    path: str | Path, tile: Tile, *, time_index: int = 0
+) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read codes (band, row, col) int8, reason (row, col) uint8 and n_obs (row, col) uint8 of a tile.
+
+    Raises:
+        OutputError: The store or the zone does not exist.
+        InvalidInputError: The tile lies outside the store.
+    """
+    codes = _read(path, tile, name="embeddings", time_index=time_index)
+    reason = _read(path, tile, name="reason", time_index=time_index)
+    return codes, reason, _read(path, tile, name="n_obs", time_index=time_index)
+
+
+def read_map(path: str | Path, tile: Tile, name: str, *, time_index: int = 0) -> NDArray[np.uint8]:
+    """(row, col) uint8 of map ``name`` in a tile; 255 is nodata.
+
+    Raises:
+        OutputError: The store, the zone or the map does not exist.
+    """
+    return _read(path, tile, name=f"map_{name}", time_index=time_index)
+
+
+class _ShardWriter(LocalStore):  # type: ignore[misc]
+    """A local store that replaces shards whole, counts PUTs and keeps the hash of what was put.
+
+    Reading a shard answers "not there": zarr would otherwise load and decode the old one before it replaces every chunk
+    of it, which doubles the input and fails on a broken object that the write is about to heal.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.digests: dict[str, list[str]] = {}
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        if "/c/" in key:
+            return None
+        return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Any) -> None:
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(value.as_buffer_like()).hexdigest())
+        await super().set(key, value)
+        await asyncio.to_thread(durable.sync_file, self.root / key)
+        self.digests.setdefault(key, []).append(digest)
+
+
+def _layers(int8: Int8Embedding, maps: Sequence[tuple[str, NDArray[np.uint8]]]) -> tuple[tuple[str, NDArray[Any]], ...]:
+    named = tuple((f"map_{name}", values) for name, values in maps)
+    return (("embeddings", int8.codes), ("reason", int8.reason), ("n_obs", int8.n_obs), *named)
+
+
+def _check_tile(
+    group: Any, tile: Tile, *, int8: Int8Embedding, layers: Sequence[tuple[str, NDArray[Any]]], time_index: int
+) -> None:
+    own = group.attrs["earthpress"]
+    if int8.box != tile.box or tile.tile_px != own["grid"]["tile_px"]:
+        raise InvalidInputError(f"tile {tile.id}: data is on {int8.box}, the tile of the store is {tile.box}")
+    wanted = {
+        name for name in group.array_keys() if name in ("embeddings", "reason", "n_obs") or name.startswith("map_")
+    }
+    if {name for name, _ in layers} != wanted:
+        raise InvalidInputError(f"tile {tile.id}: got {[n for n, _ in layers]}, the store needs {sorted(wanted)}")
+    for name, values in layers:
+        array = group[name]
+        shape = (*array.shape[1:-2], tile.tile_px, tile.tile_px)
+        if values.shape != shape or values.dtype != array.dtype:
+            raise InvalidInputError(
+                f"tile {tile.id}: {name} is {values.dtype} {values.shape}, the store has {array.dtype} {shape}"
+            )
+    steps = len(read_times(group))
+    if not 0 <= time_index < steps:
+        raise InvalidInputError(f"tile {tile.id}: time_index {time_index}, the store has {steps} time steps")
+
+
+def _key(array: Any, zone: int, *, name: str, index: tuple[int, int, int]) -> str:
+    step, row, col = index
+    lead = f"{step}/0" if array.ndim == 4 else f"{step}"
+    return f"{zone_name(zone)}/{name}/c/{lead}/{row}/{col}"
+
+
+def _put(array: Any, selection: tuple[Any, ...], values: NDArray[Any], *, key: str) -> None:
+    try:
+        array[selection] = values
+    except OSError as err:
+        raise OutputError(f"{key}: cannot be written: {err.strerror or err}") from err
+
+
+def _written(root: Path, writer: _ShardWriter, *, keys: Sequence[str]) -> Objects:
+    """Flush the folders and pair every key with the hash of its one PUT."""
+    for folder in {(root / key).parent for key in keys}:
+        if folder.is_dir():
+            durable.sync_folder(folder)
+    puts = {key: writer.digests.get(key, []) for key in keys}
+    if any(len(v) > 1 for v in puts.values()) or writer.digests.keys() - puts.keys():
+        # Would mean that the tile is not a whole number of shards: other tiles' pixels are at stake.
+        raise OutputError(f"store {root.name}: a shard was written more than once or belongs to no tile")
+    return tuple(sorted((key, digests[0] if digests else "") for key, digests in puts.items()))
+
+
+def _difference(file: Path, digest: str) -> str:
+    """What is wrong with an object, or ""."""
+    try:
+        with file.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "missing" if digest else ""
+    except OSError as err:
+        return f"cannot be read ({err.strerror})"
+    if not digest:
+        return "left over, the shard is all nodata"
+    return "" if found == digest else f"sha256 {found[:12]}, want {digest[:12]}"
+
+
+def _decode_one(root: Path, key: str) -> None:
+    zone, name, _, *index = key.split("/")
+    array = zarr.open_array(LocalStore(root, read_only=True), path=f"{zone}/{name}", mode="r")
+    step, row, col = int(index[0]), int(index[-2]), int(index[-1])
+    shard, chunk = int(array.shards[-1]), int(array.chunks[-1])
+    try:
+        # An object exists only when some chunk of it is not all fill; elided chunks cost one read of the shard's index.
+        for y in range(row * shard, (row + 1) * shard, chunk):
+            for x in range(col * shard, (col + 1) * shard, chunk):
+                values = array[(step, ..., slice(y, y + chunk), slice(x, x + chunk))]
+                if (values != array.fill_value).any():
+                    return
+    except (ValueError, RuntimeError, OSError) as err:
+        raise OutputError(f"store {root.name}: {key} cannot be decoded: {err}") from err
+    raise OutputError(f"store {root.name}: {key} holds no pixel although it exists")
+
+
+def _moved(root: Path, objects: Objects, *, tile: Tile) -> Objects:
+    """The objects under the names that they have now."""
+    group, extent = open_zone(root, tile.zone)
+    shard = int(group["embeddings"].shards[-1])
+    places = tile_shards(tile, extent=extent, shard=shard)
+    parts = [key.split("/") for key, _ in objects]
+    row_shift = min(p[0] for p in places) - min((int(p[-2]) for p in parts), default=0)
+    col_shift = min(p[1] for p in places) - min((int(p[-1]) for p in parts), default=0)
+    return tuple(
+        ("/".join((*p[:-2], str(int(p[-2]) + row_shift), str(int(p[-1]) + col_shift))), digest)
+        for p, (_, digest) in zip(parts, objects, strict=True)
+    )
+
+
+def _read(path: str | Path, tile: Tile, *, name: str, time_index: int) -> NDArray[Any]:
+    root = durable.local_path(path)
+    with shared(root):
+        group, extent = open_zone(root, tile.zone)
+        if name not in group:
+            raise OutputError(f"store {root.name} has no array {name} in zone {tile.zone}")
+        rows, cols = tile.box.slices_in(extent)
+        return np.asarray(group[name][(time_index, ..., rows, cols)])

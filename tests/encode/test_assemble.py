@@ -1,0 +1,218 @@
+"""Upsampling against GDAL's warper, normalisation against the reference package, validity, independence of the tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rasterio.enums import Resampling
+from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
+from stacks import BANDS, make_stack, periods, world
+
+from pipeline.encode import assemble
+from pipeline.encode.bands import DEFAULT_BANDS
+from pipeline.errors import InvalidInputError
+from pipeline.types import Box, Layer, Stack
+
+ORDER = DEFAULT_BANDS["sentinel2_l2a"]
+RASTER = {20: Box(zone=32, res_m=20, row=-240_003, col=25_001, height=60, width=70)}
+RASTER[60] = Box(zone=32, res_m=60, row=-80_001, col=8_334, height=30, width=30)
+
+
+def native_pixels(box: Box, *, holes: bool, peak: int) -> np.ndarray:
+    rng = np.random.default_rng(box.res_m)
+    pixels = rng.integers(1, peak, box.shape).astype(np.uint16)
+    if holes:
+        pixels[:, 11:13] = 0
+        pixels[np.tril_indices(min(box.shape), -12)] = 0
+        pixels[rng.random(box.shape) < 0.05] = 0
+    return pixels
+
+
+def warped(pixels: np.ndarray, raster: Box, target: Box) -> np.ndarray:
+    """What GDAL's bilinear warper makes of it on the 10 m lattice."""
+    profile = {"driver": "GTiff", "height": raster.height, "width": raster.width, "count": 1, "dtype": "uint16"}
+    profile |= {"crs": f"EPSG:{raster.epsg}", "transform": raster.transform, "nodata": 0}
+    with MemoryFile() as memory:
+        with memory.open(**profile) as file:
+            file.write(pixels, 1)
+        with (
+            memory.open() as file,
+            WarpedVRT(
+                file,
+                crs=file.crs,
+                transform=target.transform,
+                height=target.height,
+                width=target.width,
+                resampling=Resampling.bilinear,
+                nodata=0,
+            ) as vrt,
+        ):
+            return vrt.read(1)
+
+
+def ours(pixels: np.ndarray, raster: Box, target: Box) -> np.ndarray:
+    layer = Layer(
+        res_m=raster.res_m, bands=("B11",), pixels=pixels[None, None], valid=(pixels > 0)[None], box=raster
+    )
+    return assemble.upsampled(layer, target, period=0)[0].numpy()
+
+
+def inside(raster: Box, *, odd: int) -> Box:
+    """A 10 m box well inside a raster, off its phase by ``odd`` pixels."""
+    factor = raster.res_m // 10
+    return Box(
+        zone=raster.zone,
+        res_m=10,
+        row=(raster.row + 2) * factor + odd,
+        col=(raster.col + 2) * factor + 2 * odd,
+        height=(raster.height - 6) * factor,
+        width=(raster.width - 6) * factor - 3,
+    )
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_20_m_to_10_m_equals_gdal_bit_for_bit(holes, odd):
+    raster = RASTER[20]
+    pixels = native_pixels(raster, holes=holes, peak=65535)
+    target = inside(raster, odd=odd)
+    np.testing.assert_array_equal(ours(pixels, raster, target), warped(pixels, raster, target))
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_60_m_to_10_m_equals_gdal_within_one_dn(holes):
+    raster = RASTER[60]
+    pixels = native_pixels(raster, holes=holes, peak=12000)
+    target = inside(raster, odd=1)
+    got, want = ours(pixels, raster, target), warped(pixels, raster, target).astype(np.float32)
+    np.testing.assert_array_equal(got == 0, want == 0)
+    assert np.abs(got - want).max() <= 1
+    assert (got != want).mean() < 0.02
+
+
+def test_10_m_pixels_pass_unchanged():
+    box = Box(zone=32, res_m=10, row=-5, col=3, height=12, width=9)
+    stack = make_stack(box)
+    np.testing.assert_array_equal(assemble.upsampled(stack.layers[0], box, period=0), stack.layers[0].pixels[0])
+
+
+def test_normalised_values_equal_the_reference_package():
+    from olmoearth_pretrain_minimal import NormalizerV1_2
+    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
+
+    box = Box(zone=32, res_m=10, row=-501, col=1003, height=24, width=30)
+    stack = make_stack(box, count=2)
+    dn = {}
+    for layer in stack.layers:
+        for i, name in enumerate(layer.bands):
+            dn[name] = np.stack([assemble.upsampled(layer, box, period=t)[i].numpy() for t in range(2)])
+    raw = np.maximum(np.stack([dn[name] for name in ORDER], axis=-1) - 1000.0, 1.0)  # (time, row, col, band)
+    want = NormalizerV1_2().normalize(Modality.SENTINEL2_L2A, raw)
+    got = assemble.normalised(stack, box, bands=ORDER)
+    np.testing.assert_allclose(got.permute(0, 2, 3, 1).numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_missing_bands_and_missing_pixels_are_zero_after_normalising():
+    box = Box(zone=32, res_m=10, row=-120, col=60, height=36, width=36)
+    hole = Box(zone=32, res_m=10, row=-120, col=60, height=12, width=12)
+    stack = make_stack(box, holes=((0, hole),))
+    without_60 = Stack(
+        sensor=stack.sensor, box=box, layers=stack.layers[:2], periods=stack.periods, sources=(), bytes_read=0
+    )
+    got = assemble.normalised(without_60, box, bands=ORDER)[0]
+    assert not got[:, :12, :12].any()
+    assert not got[10:].any()
+    assert (got[:10, 12:, 12:] != 0).all()
+
+
+def test_dark_pixels_are_floored_at_one_and_stay_valid():
+    box = Box(zone=32, res_m=10, row=0, col=0, height=4, width=4)
+    pixels = np.full((1, 1, 4, 4), 400, np.uint16)
+    layer = Layer(res_m=10, bands=("B02",), pixels=pixels, valid=(pixels > 0)[:, 0], box=box)
+    stack = Stack(sensor="sentinel2_l2a", box=box, layers=(layer,), periods=periods(1), sources=(), bytes_read=0)
+    got = assemble.normalised(stack, box, bands=ORDER)[0, 0]
+    np.testing.assert_allclose(got, (1.0 - 1188.9412572078477) / (4 * 1859.1923971769581) + 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (7, 13), (31, 5)])
+def test_a_pixel_does_not_depend_on_the_box_it_is_made_in(shift):
+    whole = Box(zone=32, res_m=10, row=-700, col=900, height=96, width=96)
+    part = Box(zone=32, res_m=10, row=-700 + shift[0], col=900 + shift[1], height=40, width=44)
+    hole = Box(zone=32, res_m=10, row=-690, col=910, height=25, width=31)
+    large = assemble.normalised(make_stack(whole, holes=((0, hole),)), whole, bands=ORDER)
+    small = assemble.normalised(make_stack(part, holes=((0, hole),)), part, bands=ORDER)
+    rows, cols = part.slices_in(whole)
+    assert large[..., rows, cols].numpy().tobytes() == small.contiguous().numpy().tobytes()
+
+
+def test_observed_counts_periods_in_which_some_layer_has_data():
+    box = Box(zone=32, res_m=10, row=-120, col=60, height=60, width=60)
+    first = Box(zone=32, res_m=10, row=-120, col=60, height=12, width=60)
+    second = Box(zone=32, res_m=10, row=-120, col=60, height=60, width=18)
+    got = assemble.observed(make_stack(box, count=3, holes=((0, first), (2, second))), box)
+    want = np.full((60, 60), 3, np.uint8)
+    want[:12] -= 1
+    want[:, :18] -= 1
+    np.testing.assert_array_equal(got, want)
+    assert got.dtype == np.uint8
+
+
+def test_a_pixel_with_one_valid_layer_counts_as_observed():
+    box = Box(zone=32, res_m=10, row=-120, col=60, height=12, width=12)
+    stack = make_stack(box)
+    blank = Layer(
+        res_m=10, bands=BANDS[10], pixels=np.zeros((1, 4, 12, 12), np.uint16), valid=np.zeros((1, 12, 12), bool), box=box
+    )
+    partly = Stack(
+        sensor=stack.sensor, box=box, layers=(blank, *stack.layers[1:]), periods=stack.periods, sources=(), bytes_read=0
+    )
+    assert (assemble.observed(partly, box) == 1).all()
+
+
+def test_strips_hold_every_window_at_its_place():
+    box = Box(zone=32, res_m=10, row=-96, col=48, height=80, width=112)
+    stack = make_stack(box, count=2)
+    origins = [(-96, 48), (-80, 64), (-96, 96), (-80, 48)]
+    whole = assemble.normalised(stack, box, bands=ORDER)
+    seen = {}
+    for strip in assemble.strips(stack, origins, window_px=64, bands=ORDER):
+        for index, row, col in strip.origins:
+            assert origins[index] == (row, col)
+            seen[index], _ = assemble.window_pixels(strip, (row, col), window_px=64, patch_px=8)
+    assert sorted(seen) == [0, 1, 2, 3]
+    for index, (row, col) in enumerate(origins):
+        np.testing.assert_array_equal(seen[index], whole[..., row + 96 : row + 160, col - 48 : col + 16])
+
+
+def test_a_token_is_in_attention_when_any_of_its_pixels_is_valid():
+    box = Box(zone=32, res_m=10, row=-96, col=48, height=24, width=24)
+    hole = Box(zone=32, res_m=10, row=-96, col=48, height=8, width=12)
+    layer = make_stack(box).layers[0]
+    pixels = layer.pixels.copy()
+    pixels[(0, slice(None), *hole.slices_in(box))] = 0
+    only_10 = Stack(
+        sensor="sentinel2_l2a",
+        box=box,
+        layers=(Layer(res_m=10, bands=layer.bands, pixels=pixels, valid=(pixels > 0).any(axis=1), box=box),),
+        periods=periods(1),
+        sources=(),
+        bytes_read=0,
+    )
+    (strip,) = assemble.strips(only_10, [(-96, 48)], window_px=24, bands=ORDER)
+    _, valid = assemble.window_pixels(strip, (-96, 48), window_px=24, patch_px=8)
+    want = np.ones((1, 3, 3), bool)
+    want[0, 0, 0] = False  # the token beside it keeps 4 valid columns
+    np.testing.assert_array_equal(valid, want)
+
+
+def test_a_layer_without_the_interpolation_margin_is_refused():
+    box = Box(zone=32, res_m=10, row=-120, col=60, height=24, width=24)
+    native = box.cover(20)
+    pixels = world(native, count=1, band=0)[:, None]
+    layer = Layer(res_m=20, bands=("B11",), pixels=pixels, valid=pixels[:, 0] > 0, box=native)
+    with pytest.raises(InvalidInputError, match="20 m layer"):
+        assemble.upsampled(layer, box, period=0)
+
+

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import estimate
+from pipeline.types import Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
+
+FACTS = Path(__file__).resolve().parents[2] / "../shared/facts/performance.md"
+SIZES = {"nano": (128, 4, 8), "tiny": (192, 12, 3), "base": (768, 12, 12)}
+# (version, size, periods, window px, patch px, GFLOP): counted on the reference encoder, attention added.
+COUNTED = [
+    ("v1.2", "nano", 1, 64, 8, 0.123),
+    ("v1.2", "nano", 1, 64, 4, 0.592),
+    ("v1.2", "nano", 12, 64, 4, 24.8),
+    ("v1.2", "nano", 12, 128, 4, 331),
+    ("v1.2", "tiny", 1, 64, 8, 0.824),
+    ("v1.2", "tiny", 12, 64, 4, 125),
+    ("v1.2", "base", 1, 64, 8, 11.4),
+    ("v1.2", "base", 1, 128, 2, 1.34e3),
+    ("v1.2", "base", 12, 64, 4, 889),
+    ("v1", "nano", 1, 64, 8, 0.39),
+    ("v1", "nano", 12, 64, 4, 189),
+]
+
+
+def card(size: str = "nano", *, version: str = "v1.2") -> ModelCard:
+    dims, depth, heads = SIZES[size]
+    return ModelCard(
+        name="x",
+        version=version,
+        size=size,
+        dims=dims,
+        depth=depth,
+        heads=heads,
+        parameters=1_000_000,
+        sensors=("sentinel2_l2a",),
+        sha256="",
+        trained=False,
+    )
+
+
+def spec(*, window: int = 64, patch: int = 4, tile: int = 512) -> GridSpec:
+    return GridSpec(patch_px=patch, window_px=window, overlap_px=patch, tile_px=tile)
+
+
+def numerics(device: str = "cpu", name: str = "avx512_bf16", dtype: str = "float32", *, batch: int = 4) -> Numerics:
+    return Numerics(device=device, device_name=name, dtype=dtype, compiled=False, batch_windows=batch, torch="2.13.0")
+
+
+@dataclass(frozen=True)
+class Price:
+    usd_per_hour: float
+    gpus: int
+    cores: int
+
+
+BOX = Box(zone=31, res_m=10, row=0, col=0, height=600, width=600)
+CELL = Cell(zone=31, row=0, col=0)
+
+
+def candidates(*counts: int) -> tuple[Candidates, ...]:
+    return tuple(
+        Candidates(cell=CELL, period=p, scene_ids=tuple(f"s{p}{i}" for i in range(n)), fingerprint="")
+        for p, n in enumerate(counts)
+    )
+
+
+def tile(
+    *,
+    windows: int = 100,
+    rate: estimate.Rate | None = None,
+    found: tuple[Candidates, ...] | None = None,
+    size: str = "nano",
+    box: Box = BOX,
+) -> Estimate:
+    found = candidates(3, 3) if found is None else found
+    return estimate.estimate_tile(
+        windows=windows,
+        blocks=4,
+        card=card(size),
+        grid=spec(),
+        periods=2,
+        read_box=box,
+        candidates=found,
+        rate=rate or estimate.Rate(numerics=numerics()),
+    )
+
+
+@pytest.mark.parametrize(("version", "size", "periods", "window", "patch", "gflop"), COUNTED)
+def test_flops_equal_the_count_on_the_reference_encoder(version, size, periods, window, patch, gflop):
+    got = estimate.flops_per_window(card(size, version=version), spec(window=window, patch=patch), periods)
+    assert got / 1e9 == pytest.approx(gflop, rel=5e-3)
+
+
+def test_flops_and_tokens_equal_every_row_of_the_measured_table():
+    if not FACTS.is_file():
+        pytest.skip("the table of measurements is not beside this checkout")
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in FACTS.read_text().splitlines() if "| v1" in line]
+    rows = [r for r in rows if len(r) == 15 and r[0].split()[0] in {"v1", "v1.2"} and r[0].split()[1] in SIZES]
+    assert len(rows) >= 40
+    for name, periods, window, patch, tokens, gflop, *_ in rows:
+        version, size = name.split()
+        model, grid = card(size, version=version), spec(window=int(window), patch=int(patch))
+        assert estimate.tokens_per_window(model, grid, int(periods)) == int(tokens)
+        got = estimate.flops_per_window(model, grid, int(periods)) / 1e9
+        assert got == pytest.approx(float(gflop), rel=6e-3), name
+
+
+def test_device_seconds_are_work_over_speed():
+    got = tile(rate=estimate.Rate(numerics=numerics(), flops_per_s=1e9))
+    assert got.device_s == pytest.approx(got.flops / 1e9)
+
+
+def test_unknown_price_is_none_and_a_known_one_is_shared_by_all_cores():
+    assert tile().usd is None
+    rate = estimate.rate_for(numerics(), price=Price(usd_per_hour=16.0, gpus=0, cores=16))
+    got = tile(rate=rate)
+    assert got.usd == pytest.approx(got.device_s / 3600.0)
+
+
+def test_unknown_device_gives_no_seconds_and_no_price():
+    rate = estimate.rate_for(numerics("cuda", "Other 9000", "bfloat16"), price=Price(1.0, 1, 4))
+    got = tile(rate=rate)
+    assert got.device_s == 0.0
+    assert got.usd is None
+
+
+def test_machine_without_the_device_has_no_price():
+    assert estimate.rate_for(numerics("cuda", "NVIDIA L4"), price=Price(1.0, 0, 16)).usd_per_hour is None
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [("NVIDIA H200", "h200"), ("NVIDIA H100 NVL", "h100 nvl"), ("NVIDIA H100 80GB HBM3", "h100"),
+     ("NVIDIA L40S", "l40s"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-80GB", "a100")],
+)  # fmt: skip
+def test_device_names_find_their_own_row(name, match):
+    row = estimate.device_rate(numerics("cuda", name, "bfloat16"), 768)
+    assert row is not None
+    assert row.match == match
+    assert row.dims == 768
+
+
+def test_wider_models_reach_a_higher_share_of_every_device():
+    for device, name, dtype in (("cpu", "any", "bfloat16"), ("cuda", "nvidia h200", "bfloat16")):
+        speeds = [estimate.Rate(numerics=numerics(device, name, dtype)).speed(d) or 0 for d in (128, 192, 768)]
+        assert speeds == sorted(set(speeds))
+
+
+def test_every_rate_names_its_source():
+    assert all(r.source and r.gflops > 0 for r in estimate.RATES)
+
+
+def test_bytes_read_are_bands_of_one_scene_per_period_and_all_classifications():
+    raw = 2 * (4 * 600**2 + 6 * 304**2 + 2 * 104**2)
+    scl = 1024**2 * (600 / 2048) ** 2
+    got = tile(found=candidates(3, 2)).bytes_read
+    assert got == pytest.approx(2 * raw * 0.7 + 5 * scl * 0.25, rel=1e-6)
+
+
+def test_a_period_without_candidates_reads_nothing():
+    full, half, none = (tile(found=candidates(*n)).bytes_read for n in ((1, 1), (1, 0), (0, 0)))
+    assert none == 0
+    assert half == pytest.approx(full / 2, abs=1)
+
+
+def test_bytes_read_of_a_box_over_two_cells_count_each_cell_by_its_share():
+    box = replace(BOX, col=2048 - 300)
+    other = Cell(zone=31, row=0, col=1)
+    left = candidates(1, 1)
+    both = left + tuple(replace(c, cell=other) for c in left)
+    assert tile(found=both, box=box).bytes_read == pytest.approx(tile(found=left).bytes_read, rel=1e-3)
+
+
+def test_bytes_written_follow_blocks_and_dims():
+    assert tile().bytes_written == pytest.approx(4 * 256**2 * (128 / 1.7 + 0.1), rel=1e-6)
+    assert tile(size="base").bytes_written > 5 * tile().bytes_written
+
+
+def test_peak_memory_grows_with_windows_and_width_and_is_more_than_the_arrays():
+    small, large = tile(windows=100), tile(windows=2000)
+    assert small.peak_bytes > estimate.PROCESS_BYTES + 4 * 128 * 256 * 100
+    assert large.peak_bytes - small.peak_bytes == 1900 * 256 * (4 * 128 + 1)
+    assert tile(size="base").peak_bytes > small.peak_bytes
+
+
+def test_peak_memory_on_a_gpu_leaves_activations_on_the_device():
+    cpu = estimate.Rate(numerics=numerics(batch=64), encoders=16)
+    gpu = estimate.Rate(numerics=numerics("cuda", "nvidia l4", "bfloat16", batch=64))
+    assert tile(rate=gpu).peak_bytes < tile(rate=cpu).peak_bytes
+
+
+def test_total_adds_everything_but_memory():
+    a, b = tile(windows=10), tile(windows=30)
+    got = estimate.total([a, b])
+    assert got.windows == 40
+    assert got.flops == a.flops + b.flops
+    assert got.peak_bytes == b.peak_bytes
+
+
+def test_total_is_unknown_as_soon_as_one_price_is():
+    assert estimate.total([Estimate(usd=1.0), Estimate()]).usd is None
+    assert estimate.total([]).usd is None

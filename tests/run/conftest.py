@@ -1,0 +1,69 @@
+"""One simulated sample for all end-to-end tests, and small fast requests on it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline import api
+from pipeline.config import load
+from pipeline.simulate.sample import make_sample
+
+FAST = (
+    "encode.patch_px=8",
+    "encode.window_px=64",
+    "encode.overlap_px=16",
+    "store.tile_px=256",
+    "run.encoder_threads=1",
+)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    return make_sample(tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="session")
+def small_bbox(sample):
+    """About 2 x 2 km in the middle of the sample: a handful of blocks."""
+    return part(sample.bbox, 0.3, 0.3, 0.62, 0.62)
+
+
+def part(bbox, left, bottom, right, top):
+    west, south, east, north = bbox
+    width, height = east - west, north - south
+    return (
+        round(west + left * width, 6),
+        round(south + bottom * height, 6),
+        round(west + right * width, 6),
+        round(south + top * height, 6),
+    )
+
+
+def request_of(sample, output, *overrides, **values):
+    base = {
+        "bbox": sample.bbox,
+        "start": sample.start,
+        "end": sample.end,
+        "model": "random:v1.2-nano:7",
+        "output": str(output),
+        "inputs": {"catalog": str(sample.catalog)},
+    }
+    return load(None, overrides=[*FAST, *overrides], values=base | values)
+
+
+def run_request(settings, **options):
+    plan = api.plan(settings)
+    return plan, api.run(plan, **options)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """sha256 of every file of the store, by name."""
+    root = Path(folder) / "store.zarr"
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }

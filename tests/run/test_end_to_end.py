@@ -1,0 +1,264 @@
+"""The promises, end to end on the simulated sample: same pixel same bytes, killed equals undisturbed, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import digest, part, request_of, run_request
+
+from pipeline import api
+from pipeline.errors import DeviceError, NoDataError, OutputError
+from pipeline.plan.planner import load_plan
+from pipeline.run.local import run
+from pipeline.run.status import tile_status
+from pipeline.run.tile import STAGES
+from pipeline.types import BLOCK_PX, NODATA_CODE, Reason, Tile
+from pipeline.write import store
+from pipeline.write.commit import Commits
+
+TWO_PERIODS = ("end=2024-05-31",)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sample, small_bbox, tmp_path_factory):
+    """(plan, outcome, folder) of a run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    plan, outcome = run_request(request_of(sample, folder, *TWO_PERIODS, bbox=small_bbox))
+    return plan, outcome, folder
+
+
+def blocks_of(folder):
+    """(zone, block row, block col) of the lattice -> codes of every committed block."""
+    plan = load_plan(str(folder))
+    found = {}
+    for receipt in Commits(folder).receipts():
+        tile = Tile.parse(receipt.tile_id, tile_px=plan.grid.tile_px)
+        codes, reason, n_obs = store.read_tile(folder / "store.zarr", tile)
+        for row, col in receipt.blocks:
+            cut = tile.block_box(row, col).slices_in(tile.box)
+            box = tile.block_box(row, col)
+            found[box.row // BLOCK_PX, box.col // BLOCK_PX] = (codes[:, *cut], reason[cut], n_obs[cut])
+    return found
+
+
+def test_every_tile_is_committed_and_valid_pixels_have_codes(undisturbed):
+    plan, outcome, folder = undisturbed
+    assert outcome.exit_code == 0
+    assert {row.state for row in tile_status(str(folder))} == {"done"}
+    for codes, reason, n_obs in blocks_of(folder).values():
+        valid = reason == Reason.VALID
+        assert ((codes[0] != NODATA_CODE) == valid).all()
+        assert ((n_obs > 0) == valid).all()
+    assert outcome.valid_px > 0
+    assert outcome.computed == len(plan.tasks) > 1
+
+
+def test_a_second_run_does_nothing_and_says_so(undisturbed):
+    plan, _, folder = undisturbed
+    before = digest(folder)
+    again = run(plan)
+    assert (again.computed, again.skipped, again.exit_code) == (0, len(plan.tasks), 0)
+    assert "nothing to do" in again.text()
+    assert digest(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "box", "overrides"),
+    [
+        ("another area", (0.38, 0.25, 0.5, 0.55), ()),
+        ("larger tiles", (0.3, 0.3, 0.62, 0.62), ("store.tile_px=512",)),
+        ("more encoder threads", (0.3, 0.3, 0.62, 0.62), ("run.encoder_threads=2",)),
+    ],
+)
+def test_the_same_ground_has_the_same_bytes(sample, undisturbed, tmp_path, name, box, overrides):
+    del name
+    settings = request_of(sample, tmp_path / "out", *TWO_PERIODS, *overrides, bbox=part(sample.bbox, *box))
+    run_request(settings)
+    ours, theirs = blocks_of(tmp_path / "out"), blocks_of(undisturbed[2])
+    common = ours.keys() & theirs.keys()
+    assert len(common) >= 4
+    for key in common:
+        for mine, other in zip(ours[key], theirs[key], strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_tile_order_does_not_matter(sample, small_bbox, undisturbed, tmp_path):
+    from dataclasses import replace
+
+    plan = api.plan(request_of(sample, tmp_path / "out", *TWO_PERIODS, bbox=small_bbox))
+    run(replace(plan, tasks=plan.tasks[::-1]))
+    assert digest(tmp_path / "out") == digest(undisturbed[2])
+
+
+def killed_at(stage, output, done):
+    """Run the plan and die when the second tile reaches ``stage``."""
+    seen = []
+
+    def at(name, tile):
+        if name == stage:
+            seen.append(tile)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    run(load_plan(output), at=at)
+    Path(done).touch()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_at_a_stage_boundary_resumes_to_the_same_bytes(sample, small_bbox, undisturbed, tmp_path, stage):
+    output = str(tmp_path / "out")
+    plan = api.plan(request_of(sample, output, *TWO_PERIODS, bbox=small_bbox))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.run.local", "pipeline.encode.session", "pipeline.run.publish"])
+    process = context.Process(target=killed_at, args=(stage, output, str(tmp_path / "ended")))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "ended").exists()
+    assert {row.state for row in tile_status(output)} != {"done"}
+    resumed = run(plan)
+    assert resumed.exit_code == 0
+    assert resumed.computed >= 1
+    assert digest(Path(output)) == digest(undisturbed[2])
+    receipts = Commits(Path(output)).receipts()
+    assert len({r.tile_id for r in receipts}) == len(receipts) == len(plan.tasks)
+
+
+def test_a_grown_area_computes_only_what_is_missing(sample, small_bbox, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    first, _ = run_request(request_of(sample, output, *TWO_PERIODS, bbox=part(sample.bbox, 0.45, 0.42, 0.62, 0.62)))
+    done = {t.tile.id for t in first.tasks}
+    grown, outcome = run_request(request_of(sample, output, *TWO_PERIODS, bbox=small_bbox))
+    assert outcome.skipped == len(done & {t.tile.id for t in grown.tasks}) > 0
+    assert outcome.computed == len(grown.tasks) - outcome.skipped > 0
+    ours, theirs = blocks_of(output), blocks_of(undisturbed[2])
+    assert ours.keys() >= theirs.keys()
+    for key in theirs:
+        np.testing.assert_array_equal(ours[key][0], theirs[key][0])
+
+
+def test_an_area_that_grows_inside_a_tile_keeps_its_blocks(sample, tmp_path):
+    output, bigger = tmp_path / "out", ("store.tile_px=1024", *TWO_PERIODS)
+    run_request(request_of(sample, output, *bigger, bbox=part(sample.bbox, 0.3, 0.3, 0.4, 0.4)))
+    before = blocks_of(output)
+    run_request(request_of(sample, output, *bigger, bbox=part(sample.bbox, 0.42, 0.42, 0.5, 0.5)))
+    after = blocks_of(output)
+    assert after.keys() > before.keys()
+    for key, (codes, _, _) in before.items():
+        np.testing.assert_array_equal(after[key][0], codes)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(sample, small_bbox, undisturbed):
+    folder = undisturbed[2]
+    before = digest(folder)
+    with pytest.raises(OutputError, match="another plan.*model there.*nano:7"):
+        api.plan(request_of(sample, folder, *TWO_PERIODS, bbox=small_bbox, model="random:v1.2-nano:8"))
+    assert digest(folder) == before
+
+
+def test_another_numerics_class_is_refused(undisturbed, tmp_path):
+    from dataclasses import replace
+
+    plan = undisturbed[0]
+    other = replace(plan, output=str(tmp_path), numerics=replace(plan.numerics, torch="1.0.0"))
+    with pytest.raises(DeviceError, match="torch"):
+        run(other)
+
+
+def test_a_period_without_scenes_is_recorded_and_the_rest_goes_on(sample, tmp_path):
+    settings = request_of(
+        sample, tmp_path / "out", "start=2024-02-01", "end=2024-05-01", bbox=part(sample.bbox, 0.4, 0.4, 0.45, 0.45),
+        start=None, end=None,
+    )  # fmt: skip
+    plan, outcome = run_request(settings)
+    assert plan.empty_periods == (0, 1)
+    assert outcome.exit_code == 0
+    assert outcome.valid_px > 0
+    n_obs = np.concatenate([n.ravel() for _, _, n in blocks_of(tmp_path / "out").values()])
+    assert n_obs.max() == 1
+
+
+def test_no_scene_at_all_is_an_error_before_anything_is_written(sample, tmp_path):
+    settings = request_of(sample, tmp_path / "out", start="2023-01-01", end="2023-03-01")
+    with pytest.raises(NoDataError, match="no scene"):
+        api.plan(settings)
+    assert not (tmp_path / "out").exists()
+
+
+def broken_copy(sample, folder, needle):
+    """The sample's catalogue with the files of one item truncated."""
+    import shutil
+
+    shutil.copytree(sample.folder, folder)
+    items = json.loads((folder / sample.catalog.name).read_text())["features"]
+    victim = next(i for i in items if needle in i["id"])
+    for asset in victim["assets"].values():
+        path = folder / asset["href"]
+        if path.suffix == ".tif":
+            path.write_bytes(path.read_bytes()[:300])
+    return victim["id"]
+
+
+def test_an_unreadable_scene_degrades_the_tile_and_a_later_run_repairs_it(sample, undisturbed, small_bbox, tmp_path):
+    import shutil
+
+    victim = broken_copy(sample, tmp_path / "sample", "20240420")
+    settings = request_of(sample, tmp_path / "out", *TWO_PERIODS, bbox=small_bbox).model_copy(
+        update={
+            "inputs": request_of(
+                sample, tmp_path, inputs={"catalog": str(tmp_path / "sample" / sample.catalog.name)}
+            ).inputs
+        }
+    )
+    _, outcome = run_request(settings)
+    assert outcome.degraded > 0
+    assert outcome.too_degraded
+    assert outcome.exit_code == 65
+    assert any(victim in row.reason for row in tile_status(str(tmp_path / "out")))
+    shutil.rmtree(tmp_path / "sample")
+    shutil.copytree(sample.folder, tmp_path / "sample")
+    again = run(load_plan(str(tmp_path / "out")))
+    assert (again.degraded, again.exit_code) == (0, 0)
+    assert digest(tmp_path / "out") == digest(undisturbed[2])
+
+
+def test_the_ledger_adds_up_and_a_cpu_run_has_no_gpu_hours(undisturbed):
+    from pipeline.run.publish import summarise
+
+    plan, _, folder = undisturbed
+    summary = summarise(str(folder))
+    hours = summary.core_h
+    assert summary.identity_holds
+    assert hours.allocated == pytest.approx(hours.useful + hours.waste + hours.overhead)
+    assert hours.overhead >= 0 < hours.useful
+    assert summary.gpu_h.allocated == 0
+    assert any("GPU" in note for note in summary.notes)
+    assert summary.usd is None
+    assert summary.km2 == pytest.approx(plan.area.km2)
+    assert dict(summary.attempts) == {"won": len(plan.tasks)}
+    assert summary.usage.windows == plan.estimate.windows
+
+
+def test_pictures_and_report_are_there_and_say_that_the_model_is_untrained(undisturbed):
+    published = undisturbed[1].published
+    text = Path(published.page).read_text(encoding="utf-8")
+    assert "UNTRAINED" in text
+    assert "data:image/png;base64," in text
+    assert all(Path(p).is_file() for p in published.quicklooks)
+
+
+def test_the_store_opens_georeferenced_and_dequantises(undisturbed):
+    plan, _, folder = undisturbed
+    data = api.open_store(str(folder / "store.zarr"))
+    assert data.rio.crs.to_epsg() == 32600 + plan.tasks[0].tile.zone
+    assert data.embeddings.dtype == np.int8
+    floats = api.open_store(str(folder / "store.zarr"), dequantise=True).embeddings
+    codes = data.embeddings.isel(time=0, band=5).values
+    expected = np.where(codes == NODATA_CODE, np.nan, codes * np.float32(plan.calibration.scale[5]))
+    np.testing.assert_allclose(floats.isel(time=0, band=5).values, expected, rtol=1e-6)
