@@ -49,7 +49,7 @@ $(VENV)/.created:
 	@touch $@
 
 # The stamp's name holds the requirement, so that another TORCH installs again.
-TORCH_STAMP := $(VENV)/.torch-$(subst =,_,$(subst /,_,$(firstword $(TORCH))))
+TORCH_STAMP := $(VENV)/.torch-$(shell printf %s "$(TORCH)" | tr -c A-Za-z0-9.+ _)
 $(TORCH_STAMP): $(VENV)/.created
 	$(PIP) install --quiet '$(TORCH)'
 	@rm -f $(VENV)/.torch-*

@@ -3,7 +3,7 @@
 Upsampling is bilinear and equals GDAL's warper with nodata 0: every band is weighted by its own validity, the result is
 rounded to a whole DN, and a pixel is missing where its nearest native pixel is. Taps follow from the phase of the
 GLOBAL lattice, and the weights are whole numbers, so all sums are exact in float32: a pixel's value cannot depend on
-the tile. Only then the offset of the encoding is removed and the value normalised; a missing value is 0 after normalising.
+the tile. Only then the offset of the encoding is removed and the value normalised; a missing value is 0 after that.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from torch import nn
 from pipeline.encode import rope
 from pipeline.encode.checkpoint import patch_stem
 from pipeline.encode.patch import KERNEL_PX, resize_matrix, token_grid
-from pipeline.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +60,7 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: Window and patch do not fit.
             CheckpointError: The model does not take this sensor.
+            InvalidInputError: No dates.
         """
         super().__init__()
         config = checkpoint.config
@@ -248,12 +248,7 @@ def composite_encoding(
 
     Returns:
         (time, dim) float32.
-
-    Raises:
-        InvalidInputError: No dates.
     """
-    if not dates:
-        raise InvalidInputError("an encoder needs at least one date")
     n = config.dims // 4
     encoding = torch.zeros(len(dates), config.dims)
     encoding[:, :n] = tensors[f"composite_encodings.per_modality_channel_embeddings.{sensor}"][0]

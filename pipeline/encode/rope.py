@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
@@ -29,7 +31,12 @@ def time_coordinates(dates: Sequence[date], scale: float) -> NDArray[np.float64]
 
     The day count is the reference's own: ``(year - 2000) * 365.25 + days before the month in a non-leap year +
     (day - 1)``, so 1 March follows 29 February by 0 days.
+
+    Raises:
+        InvalidInputError: No dates.
     """
+    if not dates:
+        raise InvalidInputError("an encoder needs at least one date")
     days = np.array([(d.year - 2000) * 365.25 + _DAYS_BEFORE_MONTH[d.month - 1] + d.day - 1 for d in dates])
     return np.asarray((days - days[0]) * scale, np.float64)
 

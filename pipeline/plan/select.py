@@ -36,7 +36,7 @@ class Selector:
     """
 
     def __init__(self, scenes: Iterable[Scene]) -> None:
-        self._scenes = sorted(scenes, key=lambda s: (s.id, s.version))
+        self._scenes = list(scenes)
         self._shapes = shapely.from_wkb([s.footprint for s in self._scenes])
         self._tree = shapely.STRtree(self._shapes)
         self._planes: dict[int, Any] = {}
@@ -50,7 +50,7 @@ class Selector:
         if cell.zone not in self._planes:
             self._planes[cell.zone] = Transformer.from_crs(32600 + cell.zone, 4326, always_xy=True)
         outline = cell_polygon(cell, transformer=self._planes[cell.zone])
-        touching = np.sort(self._tree.query(outline, predicate="intersects")).tolist()
+        touching = self._tree.query(outline, predicate="intersects").tolist()
         scenes = newest_versions([self._scenes[i] for i in touching], [self._shapes[i] for i in touching])
         clear = [s for s in scenes if s.cloud_pct is None or s.cloud_pct <= max_cloud_pct]
         return tuple(
@@ -98,10 +98,7 @@ def cell_polygon(cell: Cell, *, transformer: Any = None) -> BaseGeometry:
     corners = [(x_min, y_min), (x_max, y_min), (x_max, y_max), (x_min, y_max), (x_min, y_min)]
     ring = np.concatenate([np.linspace(a, b, EDGE_POINTS) for a, b in pairwise(corners)])
     lon, lat = transformer.transform(ring[:, 0], ring[:, 1])
-    # A cell of zone 1 or 60 may reach over 180 degrees: unroll about the central meridian, then cut.
-    middle = 6 * cell.zone - 183
-    unrolled = (np.asarray(lon) - middle + 180) % 360 - 180 + middle
-    return wrap(shapely.polygons(np.column_stack([unrolled, lat])))
+    return wrap(shapely.polygons(np.column_stack([lon, lat])))
 
 
 def newest_versions(

@@ -5,6 +5,7 @@ The one place where the planner meets the encoder: the planner itself is told al
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -185,8 +186,6 @@ def _sample_vectors(model: Checkpoint, *, patch_px: int) -> Iterator[NDArray[np.
 
 
 def _plain_numerics() -> Numerics:
-    import torch  # noqa: PLC0415
-
     from pipeline.encode import session  # noqa: PLC0415
 
     return Numerics(
@@ -195,7 +194,7 @@ def _plain_numerics() -> Numerics:
         dtype="float32",
         compiled=False,
         batch_windows=1,
-        torch=str(torch.__version__).partition("+")[0],
+        torch=importlib.metadata.version("torch").partition("+")[0],
     )
 
 

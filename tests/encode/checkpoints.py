@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.flexi_vit import EncoderConfig, PredictorConfig
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.latent_mim import LatentMIMConfig
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.tokenization import ModalityTokenization, TokenizationConfig
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import MaskedOlmoEarthSample, MaskValue
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SENSORS = ["sentinel2_l2a", "sentinel1", "landsat"]
 MAPS = ["worldcover", "srtm"]
@@ -22,8 +29,6 @@ SIZES = {"nano": (128, 4, 8, 12), "tiny": (192, 12, 3, 64)}
 
 def reference_model(size: str, *, seed: int = 0, position: str = "rope_3d_mixed") -> Any:
     """A reference model (LatentMIM) of v1.2 structure with every trainable tensor perturbed, in eval mode."""
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.latent_mim import LatentMIMConfig
-
     model = LatentMIMConfig(**_configs(size, position=position)).build().eval()
     state = {name: _perturbed(name, value, seed) for name, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -38,8 +43,6 @@ def write_checkpoint(folder: Path, model: Any, *, style: str = "official") -> Pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = {width: size for size, (width, *_rest) in SIZES.items()}[model.encoder.embedding_size]
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.latent_mim import LatentMIMConfig
-
     config = LatentMIMConfig(**_configs(size)).as_config_dict()
     if style == "official":
         encoder = config["encoder_config"]
@@ -61,13 +64,6 @@ def write_checkpoint(folder: Path, model: Any, *, style: str = "official") -> Pa
 
 
 def _configs(size: str, *, position: str = "rope_3d_mixed") -> dict[str, Any]:
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.flexi_vit import EncoderConfig, PredictorConfig
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.tokenization import (
-        ModalityTokenization,
-        TokenizationConfig,
-    )
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
-
     width, depth, heads, hidden = SIZES[size]
     groups = TokenizationConfig(
         overrides={
@@ -130,8 +126,6 @@ def reference_tokens(
 
     With ``visible`` (window, time, token_row, token_col) use one window only: the reference depends on batch mates.
     """
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import MaskedOlmoEarthSample, MaskValue
-
     windows, periods, _, height, width = pixels.shape
     mask = torch.zeros(windows, height, width, periods, 1)
     if visible is not None:

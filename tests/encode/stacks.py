@@ -38,9 +38,7 @@ def make_stack(box: Box, *, count: int = 1, holes: tuple[tuple[int, Box], ...] =
             cut = hole.cover(res).intersect(native)
             if cut is not None:
                 pixels[(period, slice(None), *cut.slices_in(native))] = 0
-        layers.append(
-            Layer(res_m=res, bands=names, pixels=pixels, valid=(pixels > 0).any(axis=1), box=native)
-        )
+        layers.append(Layer(res_m=res, bands=names, pixels=pixels, valid=(pixels > 0).any(axis=1), box=native))
     return Stack(
         sensor="sentinel2_l2a", box=box, layers=tuple(layers), periods=periods(count), sources=(), bytes_read=0
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
+from olmoearth_pretrain_minimal import NormalizerV1_2
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -53,9 +54,7 @@ def warped(pixels: np.ndarray, raster: Box, target: Box) -> np.ndarray:
 
 
 def ours(pixels: np.ndarray, raster: Box, target: Box) -> np.ndarray:
-    layer = Layer(
-        res_m=raster.res_m, bands=("B11",), pixels=pixels[None, None], valid=(pixels > 0)[None], box=raster
-    )
+    layer = Layer(res_m=raster.res_m, bands=("B11",), pixels=pixels[None, None], valid=(pixels > 0)[None], box=raster)
     return assemble.upsampled(layer, target, period=0)[0].numpy()
 
 
@@ -99,9 +98,6 @@ def test_10_m_pixels_pass_unchanged():
 
 
 def test_normalised_values_equal_the_reference_package():
-    from olmoearth_pretrain_minimal import NormalizerV1_2
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
-
     box = Box(zone=32, res_m=10, row=-501, col=1003, height=24, width=30)
     stack = make_stack(box, count=2)
     dn = {}
@@ -163,7 +159,11 @@ def test_a_pixel_with_one_valid_layer_counts_as_observed():
     box = Box(zone=32, res_m=10, row=-120, col=60, height=12, width=12)
     stack = make_stack(box)
     blank = Layer(
-        res_m=10, bands=BANDS[10], pixels=np.zeros((1, 4, 12, 12), np.uint16), valid=np.zeros((1, 12, 12), bool), box=box
+        res_m=10,
+        bands=BANDS[10],
+        pixels=np.zeros((1, 4, 12, 12), np.uint16),
+        valid=np.zeros((1, 12, 12), bool),
+        box=box,
     )
     partly = Stack(
         sensor=stack.sensor, box=box, layers=(blank, *stack.layers[1:]), periods=stack.periods, sources=(), bytes_read=0
@@ -214,5 +214,3 @@ def test_a_layer_without_the_interpolation_margin_is_refused():
     layer = Layer(res_m=20, bands=("B11",), pixels=pixels, valid=pixels[:, 0] > 0, box=native)
     with pytest.raises(InvalidInputError, match="20 m layer"):
         assemble.upsampled(layer, box, period=0)
-
-

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data.normalize import load_computed_config
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
 
 from pipeline.encode import bands
 from pipeline.encode.patch import resize_matrix, token_grid
@@ -17,7 +18,7 @@ def test_two_matrices_equal_torchs_antialiased_bicubic(patch_px):
     height, width = 3 * patch_px, 5 * patch_px
     pixels = torch.from_numpy(np.random.default_rng(patch_px).standard_normal((1, 2, max(height, 2), max(width, 2))))
     rows, cols = (torch.from_numpy(resize_matrix(side, patch_px)) for side in (height, width))
-    want = F.interpolate(pixels, size=(24, 40), mode="bicubic", antialias=True, align_corners=False)
+    want = torch.nn.functional.interpolate(pixels, size=(24, 40), mode="bicubic", antialias=True, align_corners=False)
     torch.testing.assert_close(rows @ pixels @ cols.T, want, atol=1e-12, rtol=0)
 
 
@@ -33,9 +34,6 @@ def test_a_window_that_patches_do_not_fill_is_refused(window_px, patch_px):
 
 
 def test_normalisation_constants_are_the_packages():
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data.normalize import load_computed_config
-    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
-
     table = load_computed_config()["sentinel2_l2a"]
     assert {name: (row["mean"], row["std"]) for name, row in table.items()} == bands.S2_MEAN_STD
     assert tuple(Modality.SENTINEL2_L2A.band_order) == bands.DEFAULT_BANDS["sentinel2_l2a"]

@@ -99,6 +99,25 @@ def test_a_tiff_is_taken_before_the_jpeg_2000_of_the_same_band():
     assert {a.href.rsplit(".", 1)[-1] for a in made.assets} == {"tif"}
 
 
+def test_the_key_of_an_asset_tells_its_resolution_better_than_its_gsd():
+    # CDSE describes some 60 m files with gsd 20 and a transform of 20 m.
+    changed = item()
+    del changed["assets"]["B01"]
+    wrong = {"gsd": 20, "proj:transform": [20, 0, 0, 0, -20, 0]}
+    changed["assets"] |= {
+        "B01_20m": {"href": "https://data.example/coarse.tif", **wrong},
+        "B01_60m": {"href": "https://data.example/native.tif", **wrong},
+    }
+    assert scene(changed).href("B01").href.endswith("native.tif")
+
+
+def test_the_format_decides_before_the_name_of_the_asset():
+    changed = item()
+    changed["assets"]["B02"] |= {"type": "image/jp2"}
+    changed["assets"]["blue"] = {"href": "https://data.example/blue.tif", "type": "image/tiff"}
+    assert scene(changed).href("B02").href.endswith("blue.tif")
+
+
 def test_an_item_of_the_planetary_computer_asks_for_signing_wherever_it_was_kept():
     assert scene(recorded(*RECORDED["PC 05.11"][:2]), base="/data/items.json").sign
     assert not scene(recorded(*RECORDED["CDSE"][:2])).sign

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from files import scene_of, write_cog
 from range_server import serving
 
 from pipeline.errors import DataError, InvalidInputError
-from pipeline.read.access import GDAL_SETTINGS, Access, redact
+from pipeline.read.access import GDAL_SETTINGS, Access, PlanetaryComputer, redact
 from pipeline.read.windows import read_native
 from pipeline.types import Asset, Box
 
@@ -130,10 +131,11 @@ def error_chain(err):
 
 def test_no_token_in_errors_and_logs(server, caplog):
     caplog.set_level(logging.DEBUG)
-    server.tokens = set()
-    server.fail_first["/b.tif"] = 2
+    server.tokens = {CANARY}
+    server.fail_first["/b.tif"] = 1000
+    (server.folder / "text.tif").write_text("GDAL names the whole URL when it does not know the format")
     access = replace(HTTP, signer=Tokens())
-    for name in ("b.tif", "gone.tif"):
+    for name in ("b.tif", "gone.tif", "text.tif"):
         with pytest.raises(DataError) as caught:
             read(server, access, name, sign=True)
         assert all(CANARY not in text for text in error_chain(caught.value))
@@ -245,3 +247,20 @@ def test_access_travels_to_another_process():
 def test_redaction_keeps_what_helps():
     text = "'/vsicurl/https://u:p@h.org/a.tif?sv=1&sig=abc%3D' not recognized: HTTP 403"
     assert redact(text) == "'/vsicurl/https://h.org/a.tif' not recognized: HTTP 403"
+
+
+def test_the_real_signer_adds_the_cached_token_and_forgets_it():
+    from planetary_computer.sas import TOKEN_CACHE, SASToken  # noqa: PLC0415
+    from planetary_computer.settings import Settings  # noqa: PLC0415
+
+    key = f"{Settings.get().sas_url}/fakeaccount4711/container"
+    expiry = datetime.now(UTC) + timedelta(hours=1)
+    TOKEN_CACHE[key] = SASToken(**{"msft:expiry": expiry, "token": "sig=abc"})
+    signer, href = PlanetaryComputer(), "https://fakeaccount4711.blob.core.windows.net/container/a/b.tif"
+    assert signer.sign(href) == f"{href}?sig=abc"
+    signer.forget(href)
+    assert key not in TOKEN_CACHE
+
+
+def test_hosts_that_need_no_token_are_left_alone():
+    assert PlanetaryComputer().sign("https://example.org/b.tif") == "https://example.org/b.tif"

@@ -165,6 +165,16 @@ def test_a_rotated_file_is_warped(tmp_path):
     assert (got == 7).all()
 
 
+def test_a_southern_file_of_another_zone_lands_at_negative_northings(tmp_path):
+    file_box = Box(zone=31, res_m=10, row=500_000, col=74_000, height=300, width=300)
+    rows = np.repeat(np.arange(1, 301, dtype=np.uint16)[:, None] * 10, 300, axis=1)
+    path = write_cog(tmp_path / "s.tif", rows, box=file_box, epsg=32731)
+    x, y = rasterio.warp.transform("EPSG:32731", "EPSG:32632", [741_505], [10_000_000 - 5_001_505])
+    box = Box(zone=32, res_m=10, row=int(-y[0] // 10), col=int(x[0] // 10), height=1, width=1)
+    assert y[0] < 0
+    assert abs(int(read(path, box)[0, 0]) - 1510) <= 12
+
+
 def test_a_coarser_file_is_resampled_never_misplaced(tmp_path):
     file_box = Box(zone=32, res_m=20, row=-275_000, col=20_000, height=100, width=100)
     path = write_cog(tmp_path / "b.tif", smooth((100, 100)), box=file_box)

@@ -71,7 +71,7 @@ def test_a_second_run_does_nothing_and_says_so(undisturbed):
 @pytest.mark.parametrize(
     ("name", "box", "overrides"),
     [
-        ("another area", (0.38, 0.25, 0.5, 0.55), ()),
+        ("another area", (-0.2, 0.2, 0.4, 0.7), ()),
         ("larger tiles", (0.3, 0.3, 0.62, 0.62), ("store.tile_px=512",)),
         ("more encoder threads", (0.3, 0.3, 0.62, 0.62), ("run.encoder_threads=2",)),
     ],
@@ -82,7 +82,7 @@ def test_the_same_ground_has_the_same_bytes(sample, undisturbed, tmp_path, name,
     run_request(settings)
     ours, theirs = blocks_of(tmp_path / "out"), blocks_of(undisturbed[2])
     common = ours.keys() & theirs.keys()
-    assert len(common) >= 4
+    assert len(common) >= 2
     for key in common:
         for mine, other in zip(ours[key], theirs[key], strict=True):
             np.testing.assert_array_equal(mine, other)
@@ -132,7 +132,7 @@ def test_a_run_killed_at_a_stage_boundary_resumes_to_the_same_bytes(sample, smal
 
 def test_a_grown_area_computes_only_what_is_missing(sample, small_bbox, undisturbed, tmp_path):
     output = tmp_path / "out"
-    first, _ = run_request(request_of(sample, output, *TWO_PERIODS, bbox=part(sample.bbox, 0.45, 0.42, 0.62, 0.62)))
+    first, _ = run_request(request_of(sample, output, *TWO_PERIODS, bbox=part(sample.bbox, 0.55, 0.55, 0.62, 0.62)))
     done = {t.tile.id for t in first.tasks}
     grown, outcome = run_request(request_of(sample, output, *TWO_PERIODS, bbox=small_bbox))
     assert outcome.skipped == len(done & {t.tile.id for t in grown.tasks}) > 0
@@ -145,9 +145,9 @@ def test_a_grown_area_computes_only_what_is_missing(sample, small_bbox, undistur
 
 def test_an_area_that_grows_inside_a_tile_keeps_its_blocks(sample, tmp_path):
     output, bigger = tmp_path / "out", ("store.tile_px=1024", *TWO_PERIODS)
-    run_request(request_of(sample, output, *bigger, bbox=part(sample.bbox, 0.3, 0.3, 0.4, 0.4)))
+    run_request(request_of(sample, output, *bigger, bbox=part(sample.bbox, 0.1, 0.1, 0.2, 0.2)))
     before = blocks_of(output)
-    run_request(request_of(sample, output, *bigger, bbox=part(sample.bbox, 0.42, 0.42, 0.5, 0.5)))
+    run_request(request_of(sample, output, *bigger, bbox=part(sample.bbox, 0.1, 0.7, 0.2, 0.8)))
     after = blocks_of(output)
     assert after.keys() > before.keys()
     for key, (codes, _, _) in before.items():
