@@ -300,7 +300,7 @@ class Estimate:
         windows: Encoder windows evaluated.
         tokens: Tokens the encoder reads (windows x cells x periods).
         flops: Floating point operations of the encoder, attention included.
-        bytes_read: Bytes fetched from the archive (compressed, as far as the archive's usual ratio tells).
+        bytes_read: Bytes of pixels decoded; an archive of COGs transfers about 0.7 of it plus whole blocks at edges.
         bytes_written: Bytes of the store.
         peak_bytes: Peak host memory of the process while the tile is in work.
         device_s: Seconds of the device (CPU: core-seconds).
@@ -445,14 +445,14 @@ class PeriodSource:
         period: Index of the period.
         selected: Item ids in rank order of which at least one pixel was used somewhere in the cell's part read.
         skipped: Item ids that could not be read and were replaced by the next candidate.
-        scores: SCL score of every ranked candidate, in rank order.
+        scores: SCL score of every ranked candidate, in rank order; None where it could not be read.
     """
 
     cell_id: str
     period: int
     selected: tuple[str, ...]
     skipped: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
+    scores: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -232,6 +232,7 @@ class Session:
             window_px=side,
             patch_px=self._grid.patch_px,
             batch_windows=self._numerics.batch_windows,
+            dtype=self._numerics.dtype,
             sensor=SENSOR,
         )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.types import BLOCK_PX, CELL_PX, Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 # --- encoder work -----------------------------------------------------------------------------------------------------
 
@@ -205,10 +205,6 @@ def rate_for(numerics: Numerics, *, price: Price | None = None, encoders: int = 
 
 NATIVE = ((10, 4, 0), (20, 6, 2), (60, 2, 2))
 """(resolution in metres, Sentinel-2 bands, pixels of margin) of what is read."""
-ARCHIVE_RATIO = 0.7
-"""Compressed bytes per raw byte of the bands: deflate with predictor on real scenes (full-size COG, 12 bands)."""
-SCL_RATIO = 0.25
-"""The same for the scene classification: 12 of them took 3.2 MB over 1024 x 1024 pixels."""
 SCL_RES_M = 20
 STORE_RATIO = 1.7
 """Raw bytes per stored byte of int8 vectors at 10 m (Blosc zstd 1 with bitshuffle, interpolated from patch 4)."""
@@ -236,6 +232,7 @@ def estimate_tile(
     periods: int,
     read_box: Box,
     candidates: Sequence[Candidates],
+    cell_shares: Mapping[Cell, float],
     rate: Rate,
 ) -> Estimate:
     """Price one tile.
@@ -248,6 +245,8 @@ def estimate_tile(
         periods: Time steps.
         read_box: 10 m box under all windows.
         candidates: Per cell and period.
+        cell_shares: Share of each cell's ranking that this tile carries: a cell is ranked once, whole, by whichever
+            tile comes first, so the shares of a plan's tiles add up to one.
         rate: Speed and price.
     """
     flops = windows * flops_per_window(card, grid, periods)
@@ -258,7 +257,7 @@ def estimate_tile(
         windows=windows,
         tokens=windows * tokens_per_window(card, grid, periods),
         flops=flops,
-        bytes_read=_bytes_read(read_box, candidates, periods),
+        bytes_read=_bytes_read(read_box, candidates, cell_shares, periods=periods),
         bytes_written=round(blocks * BLOCK_PX**2 * (card.dims / STORE_RATIO + EXTRA_BYTES_PER_PX)),
         peak_bytes=_peak_bytes(windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate),
         device_s=device_s,
@@ -286,25 +285,23 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
     )
 
 
-def _bytes_read(read_box: Box, candidates: Sequence[Candidates], periods: int) -> int:
-    """Bands of one scene per period that has candidates, and the classification of every candidate.
-
-    A cell is ranked once, whichever tile comes first, so a tile carries the part of each cell that it reads. (A small
-    area ranks whole cells all the same: its first tile reads up to the whole cell's share.)
-    """
-    shares = {c.cell: _share(read_box, c.cell) for c in candidates}
-    whole = sum(shares.values())
-    covered = sum(shares[c.cell] for c in candidates if c.scene_ids) / (whole * periods) if whole else 0.0
+def _bytes_read(
+    read_box: Box, candidates: Sequence[Candidates], cell_shares: Mapping[Cell, float], *, periods: int
+) -> int:
+    """Decoded bytes: bands of one scene per period that has candidates, and the classification of every candidate."""
+    areas = {c.cell: _overlap(read_box, c.cell) for c in candidates}
+    whole = sum(areas.values())
+    covered = sum(areas[c.cell] for c in candidates if c.scene_ids) / (whole * periods) if whole else 0.0
     bands = sum(2 * count * _area(read_box.cover(res, pad_px=pad)) for res, count, pad in NATIVE)
     cell_px = (CELL_PX * 10 // SCL_RES_M) ** 2
-    scl = sum(len(c.scene_ids) * shares[c.cell] for c in candidates) * cell_px
-    return round(bands * periods * covered * ARCHIVE_RATIO + scl * SCL_RATIO)
+    scl = sum(len(c.scene_ids) * cell_shares[c.cell] for c in candidates) * cell_px
+    return round(bands * periods * covered + scl)
 
 
-def _share(box: Box, cell: Cell) -> float:
-    """Share of the cell's area that ``box`` covers."""
+def _overlap(box: Box, cell: Cell) -> int:
+    """Pixels of ``box`` in the cell."""
     common = box.intersect(cell.box)
-    return _area(common) / CELL_PX**2 if common else 0.0
+    return _area(common) if common else 0
 
 
 def _area(box: Box) -> int:

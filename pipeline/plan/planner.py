@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,9 +114,16 @@ def make_plan(
     _refuse_nothing(settings, by_cell)
     recipe = recipe_of(settings, basis, periods)
     used = {sid for group in by_cell.values() for c in group for sid in c.scene_ids}
+    shares = {cell: 1 / count for cell, count in Counter(c for group in cells_by_tile.values() for c in group).items()}
     tasks = tuple(
         _task(
-            tile, blocks, candidates=_gather(by_cell, cells_by_tile[tile]), basis=basis, recipe=recipe, periods=periods
+            tile,
+            blocks,
+            candidates=_gather(by_cell, cells_by_tile[tile]),
+            shares=shares,
+            basis=basis,
+            recipe=recipe,
+            periods=periods,
         )
         for tile, blocks in wanted
     )
@@ -217,6 +225,7 @@ def _task(
     blocks: tuple[tuple[int, int], ...],
     *,
     candidates: tuple[Candidates, ...],
+    shares: Mapping[Cell, float],
     basis: Basis,
     recipe: str,
     periods: tuple[Period, ...],
@@ -238,6 +247,7 @@ def _task(
         periods=len(periods),
         read_box=grid.read_box(tile, origins, basis.grid),
         candidates=candidates,
+        cell_shares=shares,
         rate=basis.rate,
     )
     return Task(tile=tile, blocks=blocks, candidates=candidates, fingerprint=fingerprint, estimate=priced)

@@ -9,6 +9,7 @@ are shared. Knows nothing of how scenes were ranked.
 
 from __future__ import annotations
 
+import math
 import logging
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -159,7 +160,7 @@ class _Filling:
             period=self.piece.period,
             selected=tuple(self._selected),
             skipped=tuple(i for i in ranking.scene_ids if i in skipped),
-            scores=ranking.scores,
+            scores=tuple(score if math.isfinite(score) else None for score in ranking.scores),
         )
 
 

@@ -20,7 +20,15 @@ import psutil
 
 from pipeline.account.ledger import HeartbeatThread, JsonlLedger, Lease
 from pipeline.account.meter import PeakMemory, StageClock, cpu_seconds, process_age_s
-from pipeline.errors import DataError, DeviceError, EarthpressError, NoDataError, StoppedError, TransientError
+from pipeline.errors import (
+    CheckpointError,
+    DataError,
+    DeviceError,
+    EarthpressError,
+    NoDataError,
+    StoppedError,
+    TransientError,
+)
 from pipeline.plan import grid
 from pipeline.read.access import redact
 from pipeline.read.rank import FolderRanks
@@ -300,7 +308,7 @@ def _context(
     with clock.stage("load"):
         model = checkpoint.load(plan.model.name)
     if model.card.sha256 != plan.model.sha256:
-        raise DeviceError(
+        raise CheckpointError(
             f"the weights {plan.model.name} have changed since the plan ({plan.model.sha256[:12]} then, "
             f"{model.card.sha256[:12]} now): plan again into another output"
         )

@@ -85,6 +85,7 @@ def tile(
         periods=2,
         read_box=box,
         candidates=found,
+        cell_shares={c.cell: 0.25 for c in found},
         rate=rate or estimate.Rate(numerics=numerics()),
     )
 
@@ -156,9 +157,8 @@ def test_every_rate_names_its_source():
 
 def test_bytes_read_are_bands_of_one_scene_per_period_and_all_classifications():
     raw = 2 * (4 * 600**2 + 6 * 304**2 + 2 * 104**2)
-    scl = 1024**2 * (600 / 2048) ** 2
     got = tile(found=candidates(3, 2)).bytes_read
-    assert got == pytest.approx(2 * raw * 0.7 + 5 * scl * 0.25, rel=1e-6)
+    assert got == pytest.approx(2 * raw + 5 * 1024**2 * 0.25, rel=1e-6)
 
 
 def test_a_period_without_candidates_reads_nothing():
@@ -167,12 +167,13 @@ def test_a_period_without_candidates_reads_nothing():
     assert half == pytest.approx(full / 2, abs=1)
 
 
-def test_bytes_read_of_a_box_over_two_cells_count_each_cell_by_its_share():
+def test_bytes_read_of_a_box_over_two_cells_add_the_ranking_of_the_second():
     box = replace(BOX, col=2048 - 300)
     other = Cell(zone=31, row=0, col=1)
     left = candidates(1, 1)
     both = left + tuple(replace(c, cell=other) for c in left)
-    assert tile(found=both, box=box).bytes_read == pytest.approx(tile(found=left).bytes_read, rel=1e-3)
+    extra = tile(found=both, box=box).bytes_read - tile(found=left, box=box).bytes_read
+    assert extra == pytest.approx(2 * 1024**2 * 0.25, rel=1e-3)
 
 
 def test_bytes_written_follow_blocks_and_dims():
