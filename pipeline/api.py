@@ -44,7 +44,7 @@ def run(plan: Plan | str, **options: Any) -> Outcome:
 
     Args:
         plan: A plan, or the output folder that holds one.
-        **options: ``progress``, ``at`` and ``pause``, see ``pipeline.run.local.run``.
+        **options: ``progress``, ``at``, ``signals`` and ``pictures``, see ``pipeline.run.local.run``.
 
     Returns:
         What happened; ``exit_code`` follows the command line's table.
@@ -60,10 +60,15 @@ def open_tiles(plan: Plan | str) -> xr.DataTree:
 
     The pixels equal those that the run encodes, byte for byte.
     """
-    from pipeline.plan.planner import load_plan  # noqa: PLC0415
-    from pipeline.read.tiles import open_tiles as open_lazy  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
 
-    return open_lazy(load_plan(plan) if isinstance(plan, str) else plan)
+    from pipeline.plan.planner import load_plan  # noqa: PLC0415
+    from pipeline.read.rank import FolderRanks  # noqa: PLC0415
+    from pipeline.read.tiles import open_tiles as open_lazy  # noqa: PLC0415
+    from pipeline.run.folder import access_of  # noqa: PLC0415
+
+    made = load_plan(plan) if isinstance(plan, str) else plan
+    return open_lazy(made, access=access_of(made), ranks=FolderRanks(Path(made.output) / "ranks"))
 
 
 def open_store(path: str, *, zone: int | None = None, dequantise: bool = False) -> xr.Dataset | xr.DataTree:

@@ -144,11 +144,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(window, time, band, row, col) float32 to (window, token, dim) float32."""
-        x = pixels
-        if self.resized:
-            x = torch.matmul(self.rows, torch.matmul(x, self.cols))  # (w, t, band, 8 gh, 8 gw)
-        x = torch.unflatten(torch.unflatten(x, -1, (-1, KERNEL_PX)), -3, (-1, KERNEL_PX))  # (w, t, band, gh, 8, gw, 8)
-        x = x.permute(0, 1, 3, 5, 4, 6, 2).to(self.weight.dtype, memory_format=torch.contiguous_format)
+        x = torch.matmul(pixels, self.cols) if self.resized else pixels  # (w, t, band, row, 8 gw)
+        x = x.permute(0, 1, 3, 4, 2).flatten(-2)  # (w, t, row, 8 gw band)
+        x = torch.matmul(self.rows, x) if self.resized else x  # (w, t, 8 gh, 8 gw band)
+        x = torch.unflatten(torch.unflatten(x, -1, (-1, KERNEL_PX, pixels.shape[2])), 2, (-1, KERNEL_PX))
+        x = x.transpose(3, 4).to(self.weight.dtype)  # (w, t, gh, gw, 8, 8, band)
         x = F.relu(self.pixel(x), inplace=True)  # (w, t, gh, gw, 8, 8, hidden)
         x = F.linear(x.flatten(-3), self.weight)  # (w, t, gh, gw, dim)
         return (x + self.bias).flatten(1, 3)

@@ -178,6 +178,7 @@ def run(
     progress: Callable[[Progress], None] = lambda _p: None,
     at: At = lambda _stage, _tile: None,
     signals: bool = False,
+    pictures: bool = True,
 ) -> Outcome:
     """Compute every tile of ``plan`` that is not done, commit it, and publish.
 
@@ -186,6 +187,7 @@ def run(
         progress: Called after every tile and start-up step.
         at: Called at every stage boundary of every tile (tests kill the process there).
         signals: Turn SIGINT and SIGTERM into an orderly stop (main thread only).
+        pictures: Publish at the end; without, ``publish`` or ``earthpress preview`` does it later.
 
     Returns:
         What happened. Failed tiles do not raise: they are in ``failures``.
@@ -205,7 +207,7 @@ def run(
         with JsonlLedger(root, run_id=_run_id(), cpu_s=cpu_seconds) as ledger, _Signals(enabled=signals):
             _lease(plan, todo, commits=commits, ledger=ledger, lead_s=lead_s, tally=tally, at=at)
     published = None
-    if not tally.stopped and any(commits.current(task.tile.id) for task in plan.tasks):
+    if pictures and not tally.stopped and any(commits.current(task.tile.id) for task in plan.tasks):
         published = _publish(plan, progress)
     degraded = sum(r.status == "degraded" for r in tally.receipts)
     settings = settings_of(plan)

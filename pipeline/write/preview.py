@@ -237,7 +237,7 @@ def shrink_classes(classes: NDArray[np.uint8], *, factor: int) -> NDArray[np.uin
 def png_bytes(rgba: NDArray[np.uint8]) -> bytes:
     """The picture as a PNG file without any frame (for the report)."""
     buffer = io.BytesIO()
-    _image(rgba).save(buffer, format="PNG", optimize=True)
+    _image(rgba).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -266,7 +266,7 @@ def save_png(
     picture = _image(np.kron(small, np.ones((times, times, 1), dtype=np.uint8)) if times > 1 else small)
     parts = [_title(picture.width, title_lines), picture, _label(picture.width, label), _legend(picture.width, legend)]
     buffer = io.BytesIO()
-    _stacked([part for part in parts if part is not None]).save(buffer, format="PNG", optimize=True)
+    _stacked([part for part in parts if part is not None]).save(buffer, format="PNG")
     durable.replace(Path(path), buffer.getvalue())
 
 

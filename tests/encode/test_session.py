@@ -194,6 +194,7 @@ def test_a_window_that_patches_do_not_fill_is_refused(model):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 def test_the_compiled_encoder_agrees_and_passes_the_gate(model, stack):
     settings = EncodeSettings(device="cpu", dtype="float32", batch_windows=4, compile="on")
     chosen = session.settle(settings, card=model.card, grid=GRID, periods=2)

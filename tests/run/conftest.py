@@ -54,9 +54,9 @@ def request_of(sample, output, *overrides, **values):
     return load(None, overrides=[*FAST, *overrides], values=base | values)
 
 
-def run_request(settings, **options):
+def run_request(settings, *, pictures=False, **options):
     plan = api.plan(settings)
-    return plan, api.run(plan, **options)
+    return plan, api.run(plan, pictures=pictures, **options)
 
 
 def digest(folder: Path) -> dict[str, str]:

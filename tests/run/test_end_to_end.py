@@ -29,7 +29,7 @@ TWO_PERIODS = ("end=2024-05-31",)
 def undisturbed(sample, small_bbox, tmp_path_factory):
     """(plan, outcome, folder) of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    plan, outcome = run_request(request_of(sample, folder, *TWO_PERIODS, bbox=small_bbox))
+    plan, outcome = run_request(request_of(sample, folder, *TWO_PERIODS, bbox=small_bbox), pictures=True)
     return plan, outcome, folder
 
 
@@ -92,7 +92,7 @@ def test_tile_order_does_not_matter(sample, small_bbox, undisturbed, tmp_path):
     from dataclasses import replace
 
     plan = api.plan(request_of(sample, tmp_path / "out", *TWO_PERIODS, bbox=small_bbox))
-    run(replace(plan, tasks=plan.tasks[::-1]))
+    run(replace(plan, tasks=plan.tasks[::-1]), pictures=False)
     assert digest(tmp_path / "out") == digest(undisturbed[2])
 
 
@@ -106,7 +106,7 @@ def killed_at(stage, output, done):
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    run(load_plan(output), at=at)
+    run(load_plan(output), at=at, pictures=False)
     Path(done).touch()
 
 
@@ -122,7 +122,7 @@ def test_a_run_killed_at_a_stage_boundary_resumes_to_the_same_bytes(sample, smal
     assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "ended").exists()
     assert {row.state for row in tile_status(output)} != {"done"}
-    resumed = run(plan)
+    resumed = run(plan, pictures=False)
     assert resumed.exit_code == 0
     assert resumed.computed >= 1
     assert digest(Path(output)) == digest(undisturbed[2])

@@ -54,7 +54,7 @@ def test_a_map_made_in_the_same_pass_equals_the_one_made_from_the_store(sample, 
         sample, tmp_path / "out", *SETTINGS, bbox=part(sample.bbox, 0.0, 0.2, 1.0, 0.8),
         maps=({"name": "landcover", "head": head},),
     )  # fmt: skip
-    _, outcome = run_request(settings)
+    _, outcome = run_request(settings, pictures=True)
     assert len(outcome.published.maps) == len(published.maps) > 0
     for mine, other in zip(sorted(outcome.published.maps), sorted(published.maps), strict=True):
         with rasterio.open(mine) as a, rasterio.open(other) as b:
