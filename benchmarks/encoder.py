@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/encoder.py [--seconds 10] [--sizes nano,tiny] [--periods 1,12]
 
-Both run v1.2 with the same random weights, float32, eager, on the batch that ours would choose. A forward pass of one is
-followed by one of the other, so that a busy machine slows both; the ratio is the median of the paired ratios. Rows of
-which one pair of passes takes longer than the time of a row are skipped.
+Both run v1.2 with the same random weights, float32, eager, on the batch that ours would choose. A pass of one is
+followed by one of the other, so that a busy machine slows both; the ratio is the median of the paired ratios. A row of
+which one pair of passes takes longer than its time is skipped.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/encode")]
 
-from checkpoints import reference_model, reference_tokens, write_checkpoint
+from checkpoints import reference_model, reference_tokens, write_checkpoint  # noqa: E402
 
-from pipeline.config import EncodeSettings
-from pipeline.encode import checkpoint, session
-from pipeline.encode.olmoearth import Encoder
-from pipeline.types import GridSpec
+from pipeline.config import EncodeSettings  # noqa: E402
+from pipeline.encode import checkpoint, session  # noqa: E402
+from pipeline.encode.olmoearth import Encoder  # noqa: E402
+from pipeline.types import GridSpec, Period  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pipeline.encode.checkpoint import Checkpoint
 
 SHAPES = ((64, 8), (96, 8), (64, 4))
 """(window, patch) pixels."""
@@ -40,31 +43,32 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="time per row")
     parser.add_argument("--sizes", default="nano,tiny")
     parser.add_argument("--periods", default="1,12")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/earthpress-bench"), help="where checkpoints go")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, {datetime.now(UTC):%Y-%m-%d}"
     )
-    print(
-        f"{'model':6} {'window/patch':>12} {'T':>3} {'batch':>5} {'ours img/s':>11} {'ref img/s':>10} {'ratio':>6} {'GF/s':>6} runs"
-    )
+    print("model  window/patch   T batch  ours img/s  ref img/s  ratio   GF/s runs")
     for size in args.sizes.split(","):
         reference = reference_model(size)
-        ours = checkpoint.load(str(write_checkpoint(args.folder / size, reference)))
+        with tempfile.TemporaryDirectory() as folder:
+            ours = checkpoint.load(str(write_checkpoint(Path(folder), reference)))
         for count in (int(text) for text in args.periods.split(",")):
             for window, patch in SHAPES:
-                print(
-                    row(size, reference, ours, window=window, patch=patch, count=count, seconds=args.seconds),
-                    flush=True,
-                )
+                text = row(reference, ours, window=window, patch=patch, count=count, seconds=args.seconds)
+                print(f"{size:6} {text}", flush=True)
 
 
-def row(size, reference, ours, *, window: int, patch: int, count: int, seconds: float) -> str:
-    label = f"{size:6} {f'{window}/{patch}':>12} {count:>3}"
+def row(reference: Any, ours: Checkpoint, *, window: int, patch: int, count: int, seconds: float) -> str:
+    label = f"{f'{window}/{patch}':>12} {count:>3}"
     grid = GridSpec(patch_px=patch, window_px=window, overlap_px=0, tile_px=512)
-    batch = session.settle(EncodeSettings(device="cpu"), card=ours.card, grid=grid, periods=count).batch_windows
-    days = [(datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=30 * i)).date() for i in range(count)]
+    settings = EncodeSettings(device="cpu", dtype="float32")
+    numerics = session.settle(settings, card=ours.card, grid=grid, periods=count)
+    batch = numerics.batch_windows
+    starts = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=30 * i) for i in range(count)]
+    days = [start.date() for start in starts]
+    periods = tuple(Period(index=i, start=s, end=s + timedelta(days=30)) for i, s in enumerate(starts))
+    work = session.Session(ours, grid=grid, periods=periods, numerics=numerics, threads=1)
     pixels = torch.randn(batch, count, 12, window, window) * 0.2 + 0.4
     encoder = Encoder(ours, window_px=(window, window), patch_px=patch, dates=days).eval()
 
@@ -83,15 +87,8 @@ def row(size, reference, ours, *, window: int, patch: int, count: int, seconds: 
         pairs.append((timed(mine), timed(theirs)))
     fast, slow = (statistics.median(values) for values in zip(*pairs, strict=True))
     ratio = statistics.median(theirs_s / mine_s for mine_s, theirs_s in pairs)
-    rate = flops(ours, grid, count) * batch / fast / 1e9
+    rate = work.flops_per_window * batch / fast / 1e9
     return f"{label} {batch:>5} {batch / fast:>11.2f} {batch / slow:>10.2f} {ratio:>6.2f} {rate:>6.1f} {len(pairs)}"
-
-
-def flops(ours, grid: GridSpec, count: int) -> float:
-    tokens, d = (grid.window_px // grid.patch_px) ** 2 * count, ours.config.dims
-    return ours.config.depth * (24 * tokens * d * d + 4 * tokens * tokens * d) + 128 * tokens * ours.config.hidden * (
-        12 + d
-    )
 
 
 def timed(call: Callable[[], None]) -> float:

@@ -31,14 +31,15 @@ class Strip:
 
     Attributes:
         box: The 10 m box, as high as a window.
-        pixels: (time, band, row, col) float32, 0 where missing.
-        valid: (time, row, col) bool: some band's nearest native pixel has data.
+        pixels: (time, band, row, col) float32 on the device, 0 where missing.
+        valid: (time, row, col) bool: some band's nearest native pixel has data. On the host, so that deciding which
+            windows are full never waits for the device.
         origins: (index, row, col): position in the caller's list and north-west lattice pixel of each window.
     """
 
     box: Box
     pixels: torch.Tensor
-    valid: torch.Tensor
+    valid: NDArray[np.bool_]
     origins: tuple[tuple[int, int, int], ...]
 
 
@@ -70,14 +71,14 @@ def strips(
         yield Strip(
             box=box,
             pixels=normalised(stack, box, bands=bands, device=device),
-            valid=observed_per_period(stack, box, device=device),
+            valid=observed_per_period(stack, box),
             origins=members,
         )
 
 
 def window_pixels(
     strip: Strip, origin: tuple[int, int], *, window_px: int, patch_px: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, NDArray[np.bool_]]:
     """Cut one window out of its strip.
 
     Returns:
@@ -88,7 +89,7 @@ def window_pixels(
     rows, cols = box.slices_in(strip.box)
     side = window_px // patch_px
     patches = strip.valid[:, rows, cols].reshape(-1, side, patch_px, side, patch_px)
-    return strip.pixels[:, :, rows, cols], patches.any(dim=4).any(dim=2)
+    return strip.pixels[:, :, rows, cols], np.asarray(patches.any(axis=(2, 4)))
 
 
 def normalised(stack: Stack, box: Box, *, bands: tuple[str, ...], device: torch.device | None = None) -> torch.Tensor:
@@ -131,7 +132,8 @@ def upsampled(layer: Layer, box: Box, *, period: int, device: torch.device | Non
     rows = _taps(box.row, box.height, factor=factor, first=layer.box.row, size=layer.box.height, what=f"{box} rows")
     cols = _taps(box.col, box.width, factor=factor, first=layer.box.col, size=layer.box.width, what=f"{box} columns")
     cut = np.s_[period, :, rows.start : rows.stop, cols.start : cols.stop]
-    native = torch.from_numpy(np.ascontiguousarray(layer.pixels[cut])).to(device).to(torch.float32)
+    source = layer.pixels[cut]
+    native = torch.from_numpy(source.astype(np.float32)).to(device, non_blocking=True)
     if factor == 1:
         return native
     row, col = rows.to(device), cols.to(device)
@@ -139,7 +141,7 @@ def upsampled(layer: Layer, box: Box, *, period: int, device: torch.device | Non
     total = _interpolate(native, row, col)
     weight: torch.Tensor | float = float(rows.total * cols.total)
     have = native > 0
-    if not bool(have.all()):
+    if not source.all():
         weight = _interpolate(have.to(torch.float32), row, col).clamp_(min=1)
     dn = (total / weight).add_(0.5).floor_()
     nearest = have[:, row.nearest][:, :, col.nearest]
@@ -154,15 +156,15 @@ def observed(stack: Stack, box: Box) -> NDArray[np.uint8]:
     Raises:
         InvalidInputError: A layer does not cover the box.
     """
-    return np.asarray(_observed(stack, box).sum(axis=0), np.uint8)
+    return np.asarray(observed_per_period(stack, box).sum(axis=0), np.uint8)
 
 
-def observed_per_period(stack: Stack, box: Box, *, device: torch.device | None = None) -> torch.Tensor:
-    """(time, row, col) bool: as ``observed``, by period, as a tensor."""
-    return torch.from_numpy(_observed(stack, box)).to(device)
+def observed_per_period(stack: Stack, box: Box) -> NDArray[np.bool_]:
+    """(time, row, col) bool over a 10 m box: as ``observed``, by period.
 
-
-def _observed(stack: Stack, box: Box) -> NDArray[np.bool_]:
+    Raises:
+        InvalidInputError: A layer does not cover the box.
+    """
     found = np.zeros((len(stack.periods), *box.shape), np.bool_)
     for layer in stack.layers:
         native = box.cover(layer.res_m)

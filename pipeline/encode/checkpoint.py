@@ -236,7 +236,8 @@ def _pick(config: EncoderConfig, raw: Mapping[str, Any], *, where: str) -> dict[
             raise CheckpointError(f"{where}: encoder.{name} has shape {tuple(value.shape)}, want {shape}")
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{where}: encoder.{name} holds NaN or infinity; download the file again")
-        tensors[name] = value.detach().to(torch.float32).contiguous()
+        # a copy: a mapped tensor would change, or crash the process, with the file
+        tensors[name] = value.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
     return tensors
 
 

@@ -71,6 +71,10 @@ class GateReport:
         """Error as a share of the error without positions."""
         return self.error / self.blind_error
 
+    def __str__(self) -> str:
+        """One line for logs and reports."""
+        return f"error {self.error:.2g}, {self.ratio:.2g} of what missing positions make (limit {self.limit:g})"
+
 
 def gate_window(window_px: int, patch_px: int) -> int:
     """Side of the gate's window, pixels: the run's, cut to ``MAX_CELLS`` tokens."""
@@ -113,7 +117,7 @@ def check(
         )
     limit = FLOAT32_LIMIT if dtype == "float32" else LIMIT
     report = _measure(got[:1], checkpoint, pixels, patch_px=patch_px, sensor=sensor, limit=limit)
-    log.info("gate: error %.3g, without positions %.3g, %s", report.error, report.blind_error, report.faults)
+    log.info("gate: %s; %s", report, report.faults)
     if not report.ratio <= limit:  # also refuses NaN
         raise DeviceError(
             f"start-up gate: the encoder differs from the plain float32 one by {report.error:.3g}, which is "

@@ -67,7 +67,7 @@ class _Batch:
 
     indices: tuple[int, ...]
     pixels: tuple[torch.Tensor, ...]
-    visible: tuple[torch.Tensor, ...] | None
+    visible: tuple[NDArray[np.bool_], ...] | None
 
 
 def settle(settings: EncodeSettings, *, card: ModelCard, grid: GridSpec, periods: int) -> Numerics:
@@ -206,7 +206,7 @@ class Session:
         window = torch.zeros(shape, device=self._device)
         self._forward(_Batch(indices=(0,), pixels=(window,), visible=None))
         if self._numerics.compiled and not self._warm:
-            visible = torch.ones((len(self._periods), *self._tokens), dtype=torch.bool, device=self._device)
+            visible = np.ones((len(self._periods), *self._tokens), np.bool_)
             self._forward(_Batch(indices=(0,), pixels=(window,), visible=(visible,)))
         if self._device.type == "cuda":
             torch.cuda.synchronize()
@@ -283,17 +283,16 @@ class Session:
     def _batches(self, stack: Stack, origins: Sequence[tuple[int, int]], valid: NDArray[np.bool_]) -> Iterator[_Batch]:
         """Full batches as windows come in, then what is left; fills ``valid`` on the way."""
         size, window_px = self._numerics.batch_windows, self._grid.window_px
-        waiting: dict[bool, list[tuple[int, torch.Tensor, torch.Tensor]]] = {False: [], True: []}
+        waiting: dict[bool, list[tuple[int, torch.Tensor, NDArray[np.bool_]]]] = {False: [], True: []}
         for strip in assemble.strips(stack, origins, window_px=window_px, bands=self._bands, device=self._device):
             for index, row, col in strip.origins:
                 pixels, visible = assemble.window_pixels(
                     strip, (row, col), window_px=window_px, patch_px=self._grid.patch_px
                 )
-                seen = visible.cpu().numpy()
-                valid[index] = seen.any(axis=0)
-                if not seen.any():
+                valid[index] = visible.any(axis=0)
+                if not visible.any():
                     continue
-                masked = not seen.all()
+                masked = not visible.all()
                 waiting[masked].append((index, pixels, visible))
                 if len(waiting[masked]) == size:
                     yield _batch(waiting[masked], masked=masked)
@@ -310,8 +309,9 @@ class Session:
             pixels = torch.stack((*batch.pixels, *(blank,) * missing))
             if batch.visible is None:
                 return self._run(pixels, None)
-            every = torch.ones_like(batch.visible[0])
-            return self._run(pixels, torch.stack((*batch.visible, *(every,) * missing)))
+            every = np.ones_like(batch.visible[0])
+            visible = torch.from_numpy(np.stack((*batch.visible, *(every,) * missing)))
+            return self._run(pixels, visible.to(self._device, non_blocking=True))
 
     def _encode_cpu(self, batches: Iterator[_Batch], values: NDArray[np.float32]) -> None:
         def work(batch: _Batch) -> None:
@@ -365,6 +365,6 @@ class Session:
         return float(embed + config.depth * block)
 
 
-def _batch(windows: list[tuple[int, torch.Tensor, torch.Tensor]], *, masked: bool) -> _Batch:
+def _batch(windows: list[tuple[int, torch.Tensor, NDArray[np.bool_]]], *, masked: bool) -> _Batch:
     indices, pixels, visible = zip(*windows, strict=True)
     return _Batch(indices=indices, pixels=pixels, visible=visible if masked else None)

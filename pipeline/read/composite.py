@@ -9,8 +9,8 @@ are shared. Knows nothing of how scenes were ranked.
 
 from __future__ import annotations
 
-import math
 import logging
+import math
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass

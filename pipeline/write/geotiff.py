@@ -200,6 +200,7 @@ def _write(
                 PREDICTOR="YES" if overview == "average" else "NO",
                 BLOCKSIZE=str(BLOCK_PX),
                 OVERVIEW_RESAMPLING=overview.upper(),
+                **({"OVERVIEW_COUNT": 1} if max(bands.shape[1:]) <= BLOCK_PX else {}),  # else GDAL makes none here
                 BIGTIFF="IF_SAFER",
             )
 

@@ -57,9 +57,9 @@ def test_windows_hold_what_the_encoder_gives_for_them_alone(model, stack):
         pixels, visible = assemble.window_pixels(strip, (row, col), window_px=32, patch_px=8)
         kinds.add(bool(visible.all()))
         with torch.inference_mode():
-            want = encoder(pixels[None], None if visible.all() else visible[None])[0]
+            want = encoder(pixels[None], None if visible.all() else torch.from_numpy(visible[None]))[0]
         np.testing.assert_allclose(fields.values[i], want, atol=1e-5, rtol=1e-5)
-        np.testing.assert_array_equal(fields.valid[i], visible.any(dim=0))
+        np.testing.assert_array_equal(fields.valid[i], visible.any(axis=0))
     assert kinds == {True, False}  # both paths were taken
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import digest, part, request_of, run_request
 
 from pipeline import api
 from pipeline.errors import DeviceError, NoDataError, OutputError
@@ -21,6 +20,7 @@ from pipeline.run.tile import STAGES
 from pipeline.types import BLOCK_PX, NODATA_CODE, Reason, Tile
 from pipeline.write import store
 from pipeline.write.commit import Commits
+from tests.run.sampled import digest, part, request_of, run_request
 
 TWO_PERIODS = ("end=2024-05-31",)
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import digest, request_of, run_request
 
-from pipeline.run.demo import SETTINGS, read_pair
+from pipeline.run.demo import read_pair
 from pipeline.run.heads import fit_probe, map_store
+from tests.run.sampled import digest, part, request_of, run_request
+
+LAND = ("encode.patch_px=4", "encode.window_px=32", "encode.overlap_px=8", "run.encoder_threads=auto")
 
 
 @pytest.fixture(scope="module")
 def mapped(sample, tmp_path_factory):
-    """(folder, probe file, published) of the demo's settings on half of the sample."""
-    from conftest import part
-
+    """(folder, probe file, published) on the sample."""
     folder = tmp_path_factory.mktemp("land") / "out"
-    settings = request_of(sample, folder, *SETTINGS, bbox=part(sample.bbox, 0.0, 0.2, 1.0, 0.8))
+    settings = request_of(sample, folder, *LAND)
     run_request(settings)
     _, report, head = fit_probe(str(folder), str(sample.labels), column="class")
     return folder, head, map_store(str(folder), head, name="landcover"), report
@@ -47,11 +47,9 @@ def test_shuffled_labels_give_chance(mapped):
 def test_a_map_made_in_the_same_pass_equals_the_one_made_from_the_store(sample, mapped, tmp_path):
     import rasterio
 
-    from conftest import part
-
     folder, head, published, _ = mapped
     settings = request_of(
-        sample, tmp_path / "out", *SETTINGS, bbox=part(sample.bbox, 0.0, 0.2, 1.0, 0.8),
+        sample, tmp_path / "out", *LAND,
         maps=({"name": "landcover", "head": head},),
     )  # fmt: skip
     _, outcome = run_request(settings, pictures=True)
@@ -67,8 +65,6 @@ def test_a_map_made_in_the_same_pass_equals_the_one_made_from_the_store(sample, 
 
 
 def test_the_probe_is_refused_on_another_store(sample, mapped, tmp_path):
-    from conftest import part
-
     from pipeline.errors import InvalidInputError
 
     settings = request_of(
