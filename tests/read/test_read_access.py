@@ -250,8 +250,8 @@ def test_redaction_keeps_what_helps():
 
 
 def test_the_real_signer_adds_the_cached_token_and_forgets_it():
-    from planetary_computer.sas import TOKEN_CACHE, SASToken  # noqa: PLC0415
-    from planetary_computer.settings import Settings  # noqa: PLC0415
+    from planetary_computer.sas import TOKEN_CACHE, SASToken
+    from planetary_computer.settings import Settings
 
     key = f"{Settings.get().sas_url}/fakeaccount4711/container"
     expiry = datetime.now(UTC) + timedelta(hours=1)

@@ -11,18 +11,14 @@ import json
 import multiprocessing
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio.features
-import shapely
-import shapely.geometry
 from rasterio.warp import transform_geom
 
 from pipeline import api
 from pipeline.encode.assemble import normalised
-from pipeline.encode.bands import scale_offset
 from pipeline.maps.labels import pixels_of, read_labels
 from pipeline.plan.planner import load_plan
 from pipeline.run.status import tile_status
@@ -149,13 +145,13 @@ def test_the_run_commits_every_tile(finished):
 
 def test_bands_that_the_archive_lacks_are_absent_and_become_zero(plan):
     stack = archive.stack_of(plan, plan.tasks[0])
-    assert [(layer.res_m, sorted(layer.bands)) for layer in stack.layers] == [(10, sorted(RES_10)), (20, sorted(RES_20))]
-    bands = ("B01", "B09", "B02")
-    window = replace(stack.box, height=64, width=64)
-    values = [normalised(archive.stack_of(plan, t), t.tile.box, bands=bands).numpy() for t in plan.tasks[:1]]
-    assert window.height == 64
-    assert (values[0][:, :2] == 0).all()
-    assert values[0][:, 2].any()
+    assert [(layer.res_m, sorted(layer.bands)) for layer in stack.layers] == [
+        (10, sorted(RES_10)),
+        (20, sorted(RES_20)),
+    ]
+    values = normalised(stack, plan.tasks[0].tile.box, bands=("B01", "B09", "B02")).numpy()
+    assert (values[:, :2] == 0).all()
+    assert values[:, 2].any()
 
 
 def test_every_stack_holds_the_pixels_of_the_best_scene_and_nothing_outside_the_chip(chip, plan):
@@ -174,7 +170,7 @@ def test_open_tiles_shows_the_same_pixels_and_decodes_to_reflectance(chip, finis
 
     tree = api.open_tiles(str(finished[0]))
     for bands, res_m in ((RES_10, 10), (RES_20, 20)):
-        node = tree[f"/utm31/{res_m}m"].to_dataset()
+        node = tree[f"/utm31/{res_m}m"].to_dataset().load()
         assert set(node.band.values) == set(bands)
         x0, y0, x1, y1 = chip.series.box.bounds_m
         data = node.sel(band=list(bands), x=slice(x0, x1), y=slice(y1, y0))
@@ -236,7 +232,8 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_undisturbed_one(chip, finished,
     assert (resumed["computed"], resumed["skipped"]) == (len(states) - states.count("done"), states.count("done"))
     assert archive.digest(output) == archive.digest(finished[0])
     killed = earthpress("report", output, "--json").json
-    assert dict(killed["attempts"])["killed"] == 1 + (len(states) > 2 and killed["leases"] > 2)
+    # Tiles that were being read ahead count as attempts that died, too.
+    assert dict(killed["attempts"]) == {"killed": states.count("interrupted"), "won": len(states)}
     assert killed["core_h"]["waste"] > 0
     assert killed["identity_holds"]
 

@@ -270,7 +270,7 @@ def test_a_broken_shard_is_healed_by_writing_the_tile_again(written, tile, data_
 
 def _write_many(path: str, row: int) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
-    import conftest  # noqa: PLC0415
+    import conftest
 
     for col in (200, 201):
         tile = Tile(zone=31, row=row, col=col, tile_px=256)
