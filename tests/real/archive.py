@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from rasterio.warp import transform as project
 
 from pipeline import cli
@@ -63,7 +62,7 @@ def hdf(path: Path):
 # --- files and items -------------------------------------------------------------------------------------------------
 
 
-def write_cog(path: Path, values, *, box: Box | None = None, transform: Affine | None = None, epsg: int = 0) -> str:
+def write_cog(path: Path, values, *, box: Box | None = None, transform=None, epsg: int = 0) -> str:
     """Write (row, col) integers as a COG, nodata 0, over a lattice ``box`` or with any transform; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
@@ -262,7 +261,7 @@ def stack_of(plan, task):
 
 
 def laid(values, *, source: Box, target: Box):
-    """(..., row, col) ``values`` over ``source`` moved onto ``target`` of the same lattice, 0 where they do not reach."""
+    """(..., row, col) ``values`` over ``source`` moved onto ``target`` of the same lattice, 0 elsewhere."""
     out = np.zeros((*values.shape[:-2], *target.shape), dtype=values.dtype)
     part = source.intersect(target)
     if part is not None:
@@ -284,7 +283,7 @@ def committed(output: Path):
 
 
 def mosaic(output: Path, box: Box):
-    """(codes (dim, row, col), reason, n_obs) over ``box``, from all committed blocks; reason 255 where there is none."""
+    """(codes (dim, row, col), reason, n_obs) over ``box`` from all committed blocks; reason 255 where none is."""
     dims = load_plan(str(output)).model.dims
     codes = np.full((dims, *box.shape), -128, np.int8)
     reason, n_obs = np.full(box.shape, 255, np.uint8), np.zeros(box.shape, np.uint8)
