@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sample = json.loads(_child("sample", folder))
         print(
-            "| case | wall s | km2/s (tiles only) | core-s/km2 | peak MB measured / estimated | device s measured / estimated |"
+            "| case | wall s | km2/s (tiles only) | core-s/km2 | peak MB: measured / estimated | device s: same |"
         )
         print("|---|---|---|---|---|---|")
         stages = {}

@@ -14,15 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.simulate.sample import make_sample
 
 FAST = ["encode.patch_px=8", "encode.window_px=64", "encode.overlap_px=16", "store.tile_px=256"]
 MODEL = "random:v1.2-nano:7"
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("cli") / "sample")
 
 
 @pytest.fixture
@@ -243,7 +237,7 @@ def test_ctrl_c_stops_with_75_and_closes_the_lease(sample, tmp_path):
     west, south, east, north = sample.bbox
     args = options(sample, out, bbox=f"{west},{south},{east},{north}")
     command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, args), "--set", "encode.patch_px=2",
-               "--set", "encode.window_px=32", "--set", "encode.overlap_px=16", "--set", "run.encoder_threads=1"]  # fmt: skip
+               "--set", "encode.window_px=32", "--set", "encode.overlap_px=16"]  # fmt: skip
     root = Path(__file__).resolve().parents[1]
     process = subprocess.Popen(
         command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import pickle
 import random
 import time
@@ -229,7 +228,7 @@ def test_a_scene_without_readable_classification_degrades_the_stack(tmp_path):
     (tmp_path / "blind_SCL.tif").unlink()
     stack = stack_of([[blind]])
     assert stack.degraded
-    assert {(s.selected, s.skipped, s.scores) for s in stack.sources} == {(("blind",), ("blind",), (math.inf,))}
+    assert {(s.selected, s.skipped, s.scores) for s in stack.sources} == {(("blind",), ("blind",), (None,))}
 
 
 def test_a_band_that_one_scene_lacks_is_0_there(tmp_path):

@@ -1,16 +1,10 @@
-"""One simulated sample for all end-to-end tests."""
+"""The ground of the end-to-end tests."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.simulate.sample import make_sample
 from tests.run.sampled import part
-
-
-@pytest.fixture(scope="session")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("sample"))
 
 
 @pytest.fixture(scope="session")

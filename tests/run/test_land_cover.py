@@ -26,7 +26,7 @@ def mapped(sample, tmp_path_factory):
 
 
 def test_the_map_is_right_where_a_clear_view_existed(sample, mapped):
-    folder, _, published, _ = mapped
+    published = mapped[2]
     right = total = 0
     for path in published.maps:
         found, truth = read_pair(path, sample)
