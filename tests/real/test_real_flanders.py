@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,6 +27,9 @@ from pipeline.types import DN_OFFSET, NODATA_CODE, Reason
 from pipeline.write.commit import Commits
 from tests.real import archive
 from tests.real.archive import RES_10, RES_20, earthpress
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START, END = "2018-04-01", "2018-09-28"
 FAST = ("encode.patch_px=8", "encode.window_px=64", "encode.overlap_px=16", "store.tile_px=256")
@@ -217,13 +220,12 @@ def test_real_ground_is_not_one_vector(finished, chip):
     assert (codes.reshape(len(codes), -1).std(axis=1) > 0).mean() > 0.9
 
 
-@pytest.mark.parametrize("stage", ["encoded", "written"])
-def test_a_killed_run_resumes_to_the_bytes_of_an_undisturbed_one(chip, finished, tmp_path, stage):
+def test_a_killed_run_resumes_to_the_bytes_of_an_undisturbed_one(chip, finished, tmp_path):
     output = tmp_path / "out"
     assert earthpress("plan", *options(chip, output)).code == 0
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.run.local", "pipeline.encode.session", "pipeline.run.publish"])
-    process = context.Process(target=archive.killed_at, args=(stage, str(output)))
+    process = context.Process(target=archive.killed_at, args=("written", str(output)))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -236,7 +238,8 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_undisturbed_one(chip, finished,
     # Tiles that were being read ahead count as attempts that died, too.
     assert dict(killed["attempts"]) == {"killed": states.count("interrupted"), "won": len(states)}
     assert killed["identity_holds"]
-    print(killed["notes"], killed["core_h"])
+    assert killed["leases"] == 2
+    assert any("have no end" in note for note in killed["notes"])
 
 
 def test_the_report_accounts_for_cores_and_bytes_and_no_gpu(finished, plan):
@@ -249,7 +252,6 @@ def test_the_report_accounts_for_cores_and_bytes_and_no_gpu(finished, plan):
     assert report["usd"] is None
     assert report["km2"] == pytest.approx(plan.area.km2)
     assert dict(report["attempts"]) == {"won": 4}
-    assert report["usage"]["windows"] == plan.estimate.windows
 
 
 def polygons(chip, path):
@@ -283,5 +285,7 @@ def test_a_probe_fits_on_real_labels_and_says_how_little_they_validate(chip, fin
     labels, head = polygons(chip, tmp_path / "lc.geojson"), tmp_path / "lc.probe.json"
     report = earthpress("probe", "fit", finished[0], labels, "--column", "LC", "-o", head, "--json").json
     assert [c["name"] for c in report["classes"]] == ["11", "13", "60"]
-    assert head.is_file()
-    print(json.dumps(report))
+    assert sum(c["samples"] for c in report["classes"]) == report["samples"] > 500
+    assert (report["groups"], report["folds"]) == (4, 2)  # the chip touches four squares of 640 m
+    assert any("60 labelled in 2 separate places" in note for note in report["notes"])
+    assert json.loads(head.read_text())["trained"] is False
