@@ -5,6 +5,7 @@ Everything heavy is imported inside the functions, so that ``import pipeline`` s
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ def open_tiles(plan: Plan | str) -> xr.DataTree:
 
     The pixels equal those that the run encodes, byte for byte.
     """
-    from pathlib import Path  # noqa: PLC0415
-
     from pipeline.plan.planner import load_plan  # noqa: PLC0415
     from pipeline.read.rank import FolderRanks  # noqa: PLC0415
     from pipeline.read.tiles import open_tiles as open_lazy  # noqa: PLC0415
@@ -71,14 +70,16 @@ def open_tiles(plan: Plan | str) -> xr.DataTree:
     return open_lazy(made, access=access_of(made), ranks=FolderRanks(Path(made.output) / "ranks"))
 
 
-def open_store(path: str, *, zone: int | None = None, dequantise: bool = False) -> xr.Dataset | xr.DataTree:
+def open_store(path: str, *, zone: int | None = None, dequantise: bool = False) -> xr.Dataset:
     """Open an embedding store with xarray.
 
     Args:
-        path: Folder of the store (``<output>/store.zarr``).
+        path: Output folder, or the store in it (``<output>/store.zarr``).
         zone: UTM zone; needed only to choose one of several.
         dequantise: Return float32 with NaN for nodata instead of int8 codes.
     """
+    from pipeline.run.folder import store_path  # noqa: PLC0415
     from pipeline.write.store import open_store as open_zarr  # noqa: PLC0415
 
-    return open_zarr(path, zone=zone, dequantise=dequantise)
+    place = path if (Path(path) / "zarr.json").is_file() else store_path(path)
+    return open_zarr(place, zone=zone, dequantise=dequantise)

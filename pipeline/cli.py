@@ -159,7 +159,7 @@ def _print_plan(made: Plan) -> None:
             "tiles",
             f"{len(made.tasks)} of {made.grid.tile_px} px, {sum(len(t.blocks) for t in made.tasks)} blocks of 256 px",
         ),
-        ("dates", f"{spans}, {len(made.periods)} periods" + _empty(made)),
+        ("dates", f"{spans}, {len(made.periods)} periods" + _short(made) + _empty(made)),
         ("candidate scenes", f"{len(made.scenes)}"),
         ("model", _model_line(made)),
         ("windows", f"{made.grid.window_px} px, overlap {made.grid.overlap_px} px, patch {made.grid.patch_px}"),
@@ -177,6 +177,12 @@ def _empty(made: Plan) -> str:
         return ""
     names = ", ".join(f"{made.periods[i].start:%Y-%m-%d}" for i in made.empty_periods)
     return f"; no scene in the period(s) starting {names}: recorded as missing, the rest goes on"
+
+
+def _short(made: Plan) -> str:
+    """A note when the last period is shorter than the others."""
+    first, last = (p.end - p.start for p in (made.periods[0], made.periods[-1]))
+    return f"; the last one is short: {last.days} of {first.days} days" if last < first else ""
 
 
 def _model_line(made: Plan) -> str:
@@ -228,20 +234,23 @@ def run(
     as_json: JSON = False,
 ) -> None:
     """Compute what a plan still lacks: embeddings, maps, pictures, receipts, ledger. Safe to stop and run again."""
+    from pipeline.account.meter import process_age_s  # noqa: PLC0415
     from pipeline.plan.planner import load_plan  # noqa: PLC0415
 
+    if folder is not None and output is not None:
+        raise InvalidInputError(f"give the folder once: {folder} or --output {output}")
     given = (bbox, aoi, start, end, config, set_, model, catalog)
-    if folder is not None and not any(given):
-        made = load_plan(folder)
+    place = folder or output
+    if place is not None and not any(given):
+        made = load_plan(place)
     else:
-        place = output or folder
         made = api.plan(
             _settings(config, set_, catalog, bbox=bbox, aoi=aoi, start=start, end=end, output=place, model=model),
             note=_note,
         )
         if not as_json:
             _print_plan(made)
-    outcome = api.run(made, progress=progress_printer(), signals=True)
+    outcome = api.run(made, progress=progress_printer(), signals=True, lead_s=process_age_s())
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2))
     else:
@@ -295,9 +304,10 @@ def _bar() -> Callable[[Progress], None]:
 @app.command(epilog="Example: earthpress status zurich --json")
 def status(folder: FOLDER, as_json: JSON = False) -> None:
     """Tell which tiles are done, pending, degraded or failed, and why."""
+    from pipeline.run.folder import output_of  # noqa: PLC0415
     from pipeline.run.status import tile_status  # noqa: PLC0415
 
-    rows = tile_status(folder)
+    rows = tile_status(output_of(folder))
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
@@ -316,23 +326,25 @@ def status(folder: FOLDER, as_json: JSON = False) -> None:
 def report(folder: FOLDER, as_json: JSON = False) -> None:
     """Print device-hours, cost, bytes and estimate against actual; write report.html again."""
     from pipeline.account.report import tables, to_json  # noqa: PLC0415
+    from pipeline.run.folder import output_of  # noqa: PLC0415
     from pipeline.run.publish import publish, summarise  # noqa: PLC0415
 
-    summary = summarise(folder)
+    summary = summarise(output_of(folder))
     if as_json:
         print(to_json(summary))
         return
     for table in tables(summary):
         out.print(table, highlight=False)
-    out.print(f"report: {publish(folder).page}", highlight=False)
+    out.print(f"report: {publish(output_of(folder)).page}", highlight=False)
 
 
 @app.command(epilog="Example: earthpress preview zurich")
 def preview(folder: FOLDER, as_json: JSON = False) -> None:
     """Make the quicklook pictures (PNG and COG) of what is committed so far, and report.html."""
+    from pipeline.run.folder import output_of  # noqa: PLC0415
     from pipeline.run.publish import publish  # noqa: PLC0415
 
-    made = publish(folder)
+    made = publish(output_of(folder))
     if as_json:
         print(json.dumps(made.to_json(), indent=2))
     else:

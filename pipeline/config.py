@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError, InvalidInputError
-from pipeline.types import BLOCK_PX, Period
+from pipeline.types import Period
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +44,9 @@ class InputSettings(_Section):
         "scl_first_valid", description="Rank a cell's scenes by their scene classification, then first valid pixel."
     )
     max_cloud_pct: float = Field(100.0, ge=0, le=100, description="Scenes above this cloud cover are not candidates.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Hosts (or buckets) that scenes may be read from; '.example.org' allows all below; empty: any."
+    )
     max_candidates: int = Field(24, ge=1, description="Candidates kept per cell and period, least cloudy first.")
 
 
@@ -110,7 +113,7 @@ class RunSettings(_Section):
     )
     read_ahead_bytes: int | Literal["auto"] = Field("auto", description="Bytes read ahead; auto: a quarter of memory.")
     max_degraded_pct: float = Field(20.0, ge=0, le=100, description="More degraded tiles than this: exit 65.")
-    max_attempts: int = Field(3, ge=1, description="Attempts at a tile before it is left as failed.")
+    max_attempts: int = Field(3, ge=1, description="Attempts at a tile within one run, for errors that may pass.")
 
 
 class AccountSettings(_Section):
@@ -193,7 +196,10 @@ def load(path: str | None, *, overrides: Iterable[str] = (), values: dict[str, A
         key, sep, value = text.partition("=")
         if not sep or not key:
             raise ConfigError(f"--set {text!r} is not of the form key=value, e.g. --set encode.patch_px=2")
-        _assign(data, key.strip().split("."), yaml.safe_load(value), text)
+        try:
+            _assign(data, key.strip().split("."), yaml.safe_load(value), text)
+        except yaml.YAMLError as err:
+            raise ConfigError(f"--set {text!r}: {value!r} is not a YAML value") from err
     data |= {k: v for k, v in (values or {}).items() if v is not None}
     try:
         return Settings.model_validate(data)
@@ -258,13 +264,3 @@ def _nearest(loc: tuple[int | str, ...]) -> str | None:
     leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
     close = difflib.get_close_matches(str(loc[-1]), leaf, n=1, cutoff=0.6)
     return leaf[close[0]] if close else None
-
-
-def check_grid(encode: EncodeSettings, tile_px: int) -> None:
-    """Refuse a tile that is not whole blocks.
-
-    Raises:
-        ConfigError: ``tile_px`` is not a multiple of the block.
-    """
-    if tile_px % BLOCK_PX or tile_px % encode.patch_px:
-        raise ConfigError(f"store.tile_px {tile_px} must be a multiple of {BLOCK_PX} and of the patch")

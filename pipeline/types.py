@@ -283,7 +283,7 @@ class Scene:
 class Candidates:
     """The scenes that may fill one period of one cell, in the total order (cloud, newest first, id).
 
-    ``scene_ids`` are item ids; ``fingerprint`` is the hash of ids and versions, in sorted order.
+    ``scene_ids`` are item ids; ``fingerprint`` hashes, in that order, ids, versions, offsets and bands.
     """
 
     cell: Cell
@@ -350,6 +350,8 @@ class ModelCard:
         parameters: Numbers in the encoder parts that inference needs.
         sensors: Sensors that it accepts.
         sha256: Hash of the weights (file bytes; for random weights, of the tensors).
+        config: Hash of the encoder's configuration (widths, band order, position scales): with ``sha256`` it decides
+            every vector.
         trained: False for random weights: everything made with them must be labelled as untrained.
     """
 
@@ -363,6 +365,7 @@ class ModelCard:
     sensors: tuple[str, ...]
     sha256: str
     trained: bool
+    config: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -608,6 +611,7 @@ class Plan:
         tasks: Sorted by tile.
         empty_periods: Periods for which no scene was found anywhere.
         estimate: Sum over the tasks (peak_bytes: maximum).
+        heads: (map name, content hash of its head) of the maps made in the same pass.
     """
 
     id: str
@@ -625,6 +629,7 @@ class Plan:
     tasks: tuple[Task, ...]
     empty_periods: tuple[int, ...]
     estimate: Estimate
+    heads: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(text, hint):
         ("inputs.max_cloud_pct=140", "less than or equal to 100"),
         ("encode.batch_windows=0", "at least 1"),
         ("run.io_threads=none", "io_threads"),
+        ("maps=[1", "not a YAML value"),
     ],
 )
 def test_an_impossible_value_is_refused(text, message):

@@ -151,7 +151,8 @@ def upsampled(layer: Layer, box: Box, *, period: int, device: torch.device | Non
 def observed(stack: Stack, box: Box) -> NDArray[np.uint8]:
     """Number of periods with a valid observation: (row, col) uint8 over a 10 m box.
 
-    A pixel is observed in a period when the nearest native pixel of some layer has data.
+    A pixel is observed in a period when its nearest pixel of the finest layer that the stack has holds data. Coarser
+    bands reach further at the edge of a swath; a pixel that only they cover is not observed.
 
     Raises:
         InvalidInputError: A layer does not cover the box.
@@ -165,16 +166,14 @@ def observed_per_period(stack: Stack, box: Box) -> NDArray[np.bool_]:
     Raises:
         InvalidInputError: A layer does not cover the box.
     """
-    found = np.zeros((len(stack.periods), *box.shape), np.bool_)
-    for layer in stack.layers:
-        native = box.cover(layer.res_m)
-        if native.intersect(layer.box) != native:
-            raise InvalidInputError(f"layer {layer.res_m} m covers {layer.box}, {box} needs {native}")
-        factor = layer.res_m // PIXEL_M
-        rows = np.arange(box.row, box.row_stop) // factor - layer.box.row
-        cols = np.arange(box.col, box.col_stop) // factor - layer.box.col
-        found |= layer.valid[:, rows[:, None], cols[None, :]]
-    return found
+    layer = min(stack.layers, key=lambda found: found.res_m)
+    native = box.cover(layer.res_m)
+    if native.intersect(layer.box) != native:
+        raise InvalidInputError(f"layer {layer.res_m} m covers {layer.box}, {box} needs {native}")
+    factor = layer.res_m // PIXEL_M
+    rows = np.arange(box.row, box.row_stop) // factor - layer.box.row
+    cols = np.arange(box.col, box.col_stop) // factor - layer.box.col
+    return layer.valid[:, rows[:, None], cols[None, :]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

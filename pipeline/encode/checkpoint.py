@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.encode.bands import DEFAULT_BANDS, SENSORS
 from pipeline.encode.patch import KERNEL_PX
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.types import ModelCard
+from pipeline.types import ModelCard, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,6 +179,7 @@ def _card(name: str, config: EncoderConfig, *, sha256: str, trained: bool) -> Mo
         sensors=tuple(s.name for s in config.sensors),
         sha256=sha256,
         trained=trained,
+        config=content_hash(asdict(config)),
     )
 
 

@@ -88,6 +88,11 @@ def open_catalog(spec: str) -> Catalog:
     """
     url = PRESETS.get(spec, spec)
     if urlsplit(url).scheme.lower() in {"http", "https"}:
+        if urlsplit(url).query or "@" in urlsplit(url).netloc:
+            raise InvalidInputError(
+                f"catalogue {redact(spec)!r}: the URL must not hold a user name, password or query, because plans and "
+                "reports keep it"
+            )
         return ApiCatalog(url, sign=urlsplit(url).hostname == PLANETARY_COMPUTER)
     if not is_local(url):
         raise InvalidInputError(f"catalogue {redact(spec)!r} is neither {', '.join(PRESETS)} nor http(s) nor a file")

@@ -23,7 +23,6 @@ from pipeline.types import (
     Calibration,
     Candidates,
     Cell,
-    Estimate,
     GridSpec,
     ModelCard,
     Numerics,
@@ -108,8 +107,11 @@ def make_plan(
         raise NoDataError(f"the area of {area.km2:.6f} km2 touches no block of the lattice")
     cells_by_tile = {tile: _cells(tile, basis.grid) for tile, _ in wanted}
     cells = sorted({cell for group in cells_by_tile.values() for cell in group})
+    source = catalog.open_catalog(settings.inputs.catalog)
     note(f"searching {settings.inputs.catalog} for {len(periods)} periods over {len(cells)} cells")
-    scenes = _search(settings, cells, periods)
+    scenes = catalog.scenes_of(
+        source, collection=settings.inputs.collection, geometry=_cells_geometry(cells), periods=periods
+    )
     by_cell = _candidates(settings, scenes, cells, periods)
     _refuse_nothing(settings, by_cell)
     recipe = recipe_of(settings, basis, periods)
@@ -144,6 +146,7 @@ def make_plan(
         tasks=tasks,
         empty_periods=empty,
         estimate=estimate.total([t.estimate for t in tasks]),
+        heads=basis.heads,
     )
 
 
@@ -160,6 +163,7 @@ def recipe_of(settings: Settings, basis: Basis, periods: Sequence[Period]) -> st
             "stitch": settings.encode.stitch,
             "grid": asdict(basis.grid),
             "weights": basis.model.sha256,
+            "encoder": basis.model.config,
             "numerics": asdict(basis.numerics),
             "calibration": basis.calibration.hash,
         }
@@ -176,13 +180,6 @@ def _cells(tile: Tile, spec: GridSpec) -> tuple[Cell, ...]:
     """Cells that the whole tile's halo touches, whatever blocks are wanted: they are part of the fingerprint."""
     box = grid.read_box(tile, grid.tile_windows(tile, block_grid(tile), spec), spec)
     return grid.cells_of(box.cover(COARSEST_RES_M, pad_px=MARGIN_PX))
-
-
-def _search(settings: Settings, cells: Sequence[Cell], periods: tuple[Period, ...]) -> tuple[Scene, ...]:
-    source = catalog.open_catalog(settings.inputs.catalog)
-    return catalog.scenes_of(
-        source, collection=settings.inputs.collection, geometry=_cells_geometry(cells), periods=periods
-    )
 
 
 def _cells_geometry(cells: Sequence[Cell]) -> BaseGeometry:
@@ -315,18 +312,28 @@ def refuse_other(plan: Plan, folder: Path) -> None:
         old = load_plan(str(folder.parent))
     except InvalidInputError:
         return  # half-written: the store itself still refuses another recipe
-    if old.recipe == plan.recipe:
+    if old.recipe == plan.recipe and (old.heads == plan.heads or not _has_receipts(folder.parent)):
         return
+    if old.recipe == plan.recipe:
+        raise OutputError(
+            f"{plan.output} holds tiles made with the maps {[n for n, _ in old.heads]}, this plan wants "
+            f"{[n for n, _ in plan.heads]}: make the map from the store (earthpress map {plan.output} --head PROBE) "
+            "or use another --output"
+        )
     raise OutputError(
         f"{plan.output} holds another plan: {_difference(old, plan)}. Use another --output, or the same settings "
         "(only the area may change)"
     )
 
 
+def _has_receipts(output: Path) -> bool:
+    return any((output / "receipts").glob("*/*.json"))
+
+
 def _difference(old: Plan, new: Plan) -> str:
     pairs = {
         "dates": (_span(old), _span(new)),
-        "model": (f"{old.model.name} {old.model.sha256[:12]}", f"{new.model.name} {new.model.sha256[:12]}"),
+        "model": (_weights(old), _weights(new)),
         "windows": (str(old.grid), str(new.grid)),
         "numerics": (str(old.numerics), str(new.numerics)),
         "calibration": (old.calibration.hash, new.calibration.hash),
@@ -335,10 +342,9 @@ def _difference(old: Plan, new: Plan) -> str:
     return "; ".join(f"{k} there {a}, here {b}" for k, (a, b) in pairs.items() if a != b) or "other algorithm version"
 
 
+def _weights(plan: Plan) -> str:
+    return f"{plan.model.name} {plan.model.sha256[:12]} configuration {plan.model.config[:12]}"
+
+
 def _span(plan: Plan) -> str:
     return f"{plan.periods[0].start:%Y-%m-%d}..{plan.periods[-1].end:%Y-%m-%d} in {len(plan.periods)} periods"
-
-
-def remaining(tasks: Iterable[Task], done: Callable[[Task], bool]) -> Estimate:
-    """Estimate of the tasks that are not done yet."""
-    return estimate.total([t.estimate for t in tasks if not done(t)])

@@ -143,8 +143,14 @@ def _candidates(cell: Cell, period: Period, scenes: list[Scene], limit: int) -> 
         cell=cell,
         period=period.index,
         scene_ids=tuple(s.id for s in ranked),
-        fingerprint=content_hash(sorted((s.id, s.version) for s in ranked)),
+        fingerprint=content_hash([_identity(s) for s in ranked]),
     )
+
+
+def _identity(scene: Scene) -> tuple[object, ...]:
+    """What of a scene decides pixels; where its files lie does not (an archive may move)."""
+    bands = [(asset.band, asset.band_index) for asset in scene.assets]
+    return scene.id, scene.version, scene.boa_offset, bands
 
 
 def _rank(scene: Scene) -> tuple[float, float, str]:

@@ -26,6 +26,7 @@ from pipeline.types import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor, Future
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -69,6 +70,9 @@ class RankStore(Protocol):
     def put(self, key: str, text: str) -> str:
         """Store ``text`` unless something is stored already; returns what is stored."""
 
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held while a thread of this process ranks, so that two tiles do not read the same cell twice."""
+
 
 class MemoryRanks:
     """Rankings of this process; a copy sent to another process starts with what is known."""
@@ -76,6 +80,11 @@ class MemoryRanks:
     def __init__(self, texts: Mapping[str, str] | None = None) -> None:
         self._texts = dict(texts or {})
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """See ``RankStore``."""
+        return self._turn
 
     def get(self, key: str) -> str | None:
         """What is stored under ``key``."""
@@ -99,6 +108,14 @@ class FolderRanks:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._turn = threading.Lock()
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """See ``RankStore``."""
+        return self._turn
+
+    def __reduce__(self) -> tuple[type[FolderRanks], tuple[Path]]:
+        return FolderRanks, (self._path,)  # locks stay in their process
 
     def get(self, key: str) -> str | None:
         """What is stored under ``key``.
@@ -207,7 +224,29 @@ def rank_all(
         TransientError: No token.
         OutputError: The store of rankings fails.
     """
-    known = [_load(ranks, group) if group.scene_ids else Ranking(scene_ids=(), scores=()) for group in groups]
+    known = _known(groups, ranks)
+    if all(known):
+        return tuple(r for r in known if r is not None), 0
+    with ranks.turn():
+        return _rank_missing(
+            groups, _known(groups, ranks), scenes=scenes, spec=spec, access=access, ranks=ranks, pool=pool
+        )
+
+
+def _known(groups: Sequence[Candidates], ranks: RankStore) -> list[Ranking | None]:
+    return [_load(ranks, group) if group.scene_ids else Ranking(scene_ids=(), scores=()) for group in groups]
+
+
+def _rank_missing(
+    groups: Sequence[Candidates],
+    known: list[Ranking | None],
+    *,
+    scenes: Mapping[str, Scene],
+    spec: SensorSpec,
+    access: Access,
+    ranks: RankStore,
+    pool: Executor,
+) -> tuple[tuple[Ranking, ...], int]:
     jobs: dict[tuple[int, str], Future[tuple[float, int]]] = {}
     try:
         for i, group in enumerate(groups):

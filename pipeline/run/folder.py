@@ -32,5 +32,6 @@ def settings_of(plan: Plan) -> Settings:
 
 def access_of(plan: Plan) -> Access:
     """What may be opened for a plan: local files only when the catalogue itself is local."""
-    catalog = settings_of(plan).inputs.catalog
-    return Access(allow_local=catalog != "planetary-computer" and not catalog.startswith(("http://", "https://")))
+    inputs = settings_of(plan).inputs
+    remote = inputs.catalog == "planetary-computer" or inputs.catalog.lower().startswith(("http://", "https://"))
+    return Access(allow_local=not remote, hosts=inputs.allowed_hosts)

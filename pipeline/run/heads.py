@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from pipeline.maps import probe as probes
 from pipeline.plan.planner import load_plan
 from pipeline.run.folder import output_of, store_path
 from pipeline.run.local import Progress
-from pipeline.run.publish import ClassMap, Published, committed, provenance, publish, publish_map
+from pipeline.run.publish import PROBE_SUFFIX, ClassMap, Published, committed, probe_map, publish, publish_map
 from pipeline.types import NODATA_CODE, Plan, Tile
 from pipeline.write import store
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.maps.labels import Labels
     from pipeline.maps.probe import Probe, ProbeReport
 
+KEPT_BYTES = 500_000_000
 MAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -98,39 +100,37 @@ def map_store(
     if not MAP_NAME.fullmatch(title):
         raise InvalidInputError(f"map name {title!r} must be letters, digits, '_' and '-': use --name")
     tiles = [tile for tile, _ in committed(plan)]
-    layers = _classified(plan, probe, tiles=tiles, progress=progress)
-    made = ClassMap(
-        name=title,
-        classes=tuple(zip(probe.values, probe.names, probe.colours, strict=True)),
-        tags=provenance(plan, probe=probe.hash),
-        trained=plan.model.trained,
-        layer=layers.__getitem__,
-    )
-    cogs, pngs = publish_map(plan, tiles, made)
+    cogs, pngs = publish_map(plan, tiles, _watched(probe_map(plan, title, probe), total=len(tiles), progress=progress))
+    probe.save(str(Path(plan.output) / "maps" / f"{title}{PROBE_SUFFIX}"))
     return publish(plan.output, maps=cogs, pictures=pngs)
 
 
-def _classified(
-    plan: Plan, probe: Probe, *, tiles: list[Tile], progress: Callable[[Progress], None]
-) -> dict[Tile, NDArray[np.uint8]]:
-    """Classes of every tile: one byte per pixel, so a country's worth of tiles in work still fits in memory."""
-    scale = np.asarray(plan.calibration.scale, np.float32)
+def _watched(made: ClassMap, *, total: int, progress: Callable[[Progress], None]) -> ClassMap:
+    """The same map, telling about every tile; classes of the GeoTIFF are kept for the picture while they are small."""
     start = time.monotonic()
-    found: dict[Tile, NDArray[np.uint8]] = {}
-    for done, tile in enumerate(tiles, start=1):
-        codes, _, _ = store.read_tile(store_path(plan.output), tile)
-        found[tile] = probe.classify(codes, scale, codes[0] != NODATA_CODE)
+    seen: set[Tile] = set()
+    kept: dict[Tile, NDArray[np.uint8]] = {}
+
+    def layer(tile: Tile) -> NDArray[np.uint8]:
+        if tile in kept:
+            return kept[tile]
+        classes = made.layer(tile)
+        if total * classes.nbytes <= KEPT_BYTES:
+            kept[tile] = classes
+        seen.add(tile)
         progress(
             Progress(
-                done=done,
-                total=len(tiles),
-                km2=done * tile.tile_px**2 * 1e-4,
+                done=len(seen),
+                total=total,
+                km2=len(seen) * tile.tile_px**2 * 1e-4,
                 elapsed_s=time.monotonic() - start,
                 tile_id=tile.id,
                 status="classified",
             )
         )
-    return found
+        return classes
+
+    return replace(made, layer=layer)
 
 
 def _vectors(plan: Plan, labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -12,20 +12,21 @@ import time
 import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
 from pipeline.account.ledger import HeartbeatThread, JsonlLedger, Lease
-from pipeline.account.meter import PeakMemory, StageClock, cpu_seconds, process_age_s
+from pipeline.account.meter import PeakMemory, StageClock, cpu_seconds
 from pipeline.errors import (
     CheckpointError,
     DataError,
     DeviceError,
     EarthpressError,
     NoDataError,
+    OutputError,
     StoppedError,
     TransientError,
 )
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 30.0
+HEARTBEAT_S = 5.0
+"""Largest error of what a killed process is charged."""
 READERS = 2
 """Tiles read at once: the one that is needed next, and one more to hide latency; depth is bounded by bytes."""
 
@@ -179,6 +181,7 @@ def run(
     at: At = lambda _stage, _tile: None,
     signals: bool = False,
     pictures: bool = True,
+    lead_s: float = 0.0,
 ) -> Outcome:
     """Compute every tile of ``plan`` that is not done, commit it, and publish.
 
@@ -188,6 +191,8 @@ def run(
         at: Called at every stage boundary of every tile (tests kill the process there).
         signals: Turn SIGINT and SIGTERM into an orderly stop (main thread only).
         pictures: Publish at the end; without, ``publish`` or ``earthpress preview`` does it later.
+        lead_s: Seconds that the machine was held for this run before the call; they are billed too. The command line
+            gives the age of its process; a notebook has none.
 
     Returns:
         What happened. Failed tiles do not raise: they are in ``failures``.
@@ -203,12 +208,11 @@ def run(
     todo = [task for task in plan.tasks if commits.state(task) != State.DONE]
     tally = _Tally(total=len(todo), report=progress)
     if todo:
-        lead_s = process_age_s()
         with JsonlLedger(root, run_id=_run_id(), cpu_s=cpu_seconds) as ledger, _Signals(enabled=signals):
-            _lease(plan, todo, commits=commits, ledger=ledger, lead_s=lead_s, tally=tally, at=at)
+            _lease(plan, todo, commits=commits, ledger=ledger, lead_s=lead_s, tally=tally, at=at, pictures=pictures)
     published = None
     if pictures and not tally.stopped and any(commits.current(task.tile.id) for task in plan.tasks):
-        published = _publish(plan, progress)
+        published = _publish(plan, tally)  # again after the lease: the report then shows the finished ledger
     degraded = sum(r.status == "degraded" for r in tally.receipts)
     settings = settings_of(plan)
     return Outcome(
@@ -273,9 +277,17 @@ class _Tally:
 
 
 def _lease(
-    plan: Plan, todo: list[Task], *, commits: Commits, ledger: JsonlLedger, lead_s: float, tally: _Tally, at: At
+    plan: Plan,
+    todo: list[Task],
+    *,
+    commits: Commits,
+    ledger: JsonlLedger,
+    lead_s: float,
+    tally: _Tally,
+    at: At,
+    pictures: bool,
 ) -> None:
-    """Everything that is billed: from building the encoder to the last receipt."""
+    """Everything that is billed: from building the encoder to the pictures."""
     settings = settings_of(plan)
     threads = prepare.encoder_threads(settings, device=plan.numerics.device)
     ledger.lease_start(_held(plan, settings, lead_s=lead_s, threads=threads))
@@ -286,6 +298,9 @@ def _lease(
             context = _context(plan, settings, commits=commits, clock=clock, memory=memory, tally=tally, at=at)
             tally.begin()
             _tiles(plan, todo, settings=settings, context=context, ledger=ledger, tally=tally)
+            if pictures and tally.receipts:
+                with clock.stage("publish"):
+                    _publish(plan, tally)
         reason = "finished"
     except StoppedError as stop:
         tally.stopped = str(stop)
@@ -309,9 +324,9 @@ def _context(
     tally.note("loading the encoder and checking it against the plain float32 one")
     with clock.stage("load"):
         model = checkpoint.load(plan.model.name)
-    if model.card.sha256 != plan.model.sha256:
+    if (model.card.sha256, model.card.config) != (plan.model.sha256, plan.model.config):
         raise CheckpointError(
-            f"the weights {plan.model.name} have changed since the plan ({plan.model.sha256[:12]} then, "
+            f"the model {plan.model.name} has changed since the plan ({plan.model.sha256[:12]} then, "
             f"{model.card.sha256[:12]} now): plan again into another output"
         )
     encoder = session.Session(
@@ -373,7 +388,7 @@ def store_spec(plan: Plan, *, heads: tuple[tuple[str, Probe], ...]) -> store.Sto
 
 
 def _tiles(
-    plan: Plan, todo: list[Task], *, settings: Settings, context: TileContext, ledger: Ledger, tally: _Tally
+    plan: Plan, todo: list[Task], *, settings: Settings, context: TileContext, ledger: JsonlLedger, tally: _Tally
 ) -> None:
     """The loop: one tile on the device, the next ones being read."""
     limit = _read_ahead_bytes(settings)
@@ -382,12 +397,35 @@ def _tiles(
         queue = deque(todo)
         while queue or waiting:
             while queue and _may_read(waiting, queue[0], limit_bytes=limit):
-                task = queue.popleft()
+                task = _with_held_blocks(queue.popleft(), context.commits)
                 waiting.append((task, *reading.start(task)))
             task, attempt, future = waiting.popleft()
-            retry = _tile(task, attempt, future=future, context=context, ledger=ledger, tally=tally, last=settings.run)
-            if retry:
+            try:
+                retry = _tile(task, attempt, future=future, context=context, ledger=ledger, tally=tally)
+            except BaseException:
+                _abandon(waiting, ledger)
+                raise
+            if retry and context.commits.attempts(task.tile.id, run_id=reading.run_id) < settings.run.max_attempts:
+                log.warning("tile %s: trying again", task.tile.id)
+                tally.failures.pop()
                 queue.appendleft(task)
+
+
+def _with_held_blocks(task: Task, commits: Commits) -> Task:
+    """The task with the blocks that the tile holds now: it is rewritten whole, so what is left out would be lost.
+
+    The plan has united them already; another plan may have committed to the tile since.
+    """
+    held = {block for receipt in commits.current(task.tile.id) for block in receipt.blocks}
+    return replace(task, blocks=tuple(sorted(held.union(task.blocks))))
+
+
+def _abandon(waiting: Iterable[tuple[Task, int, Future[Stack]]], ledger: Ledger) -> None:
+    """Record the end of attempts whose reading had begun."""
+    for task, attempt, _ in waiting:
+        ledger.attempt_end(
+            task.tile.id, attempt, fingerprint=task.fingerprint, status="stopped", usage=Usage(), error_kind="stopped"
+        )
 
 
 def _may_read(waiting: Iterable[tuple[Task, int, Future[Stack]]], task: Task, *, limit_bytes: int) -> bool:
@@ -404,9 +442,13 @@ def _tile(
     context: TileContext,
     ledger: Ledger,
     tally: _Tally,
-    last: Any,
 ) -> bool:
-    """One attempt at one tile, from error to record; returns whether to try again in this run."""
+    """One attempt at one tile, from error to record; returns whether its error may pass.
+
+    Raises:
+        OutputError, DeviceError: No other tile can succeed either: the run ends.
+        StoppedError: A signal.
+    """
     name, kind, usage = task.tile.id, "", Usage()
     status: Any = "failed"
     started = time.monotonic()
@@ -423,11 +465,11 @@ def _tile(
     except EarthpressError as error:
         error.add_note(f"tile {name}, attempt {attempt}")
         kind = error.kind
+        if isinstance(error, OutputError | DeviceError):
+            raise
         context.commits.fail(name, attempt, error.kind, str(error))
-        if isinstance(error, TransientError) and context.commits.attempts(name) < last.max_attempts:
-            log.warning("tile %s, attempt %d: %s; trying again", name, attempt, error)
-            return True
         tally.failed(task, error)
+        return isinstance(error, TransientError)
     except Exception as error:
         log.exception("tile %s, attempt %d", name, attempt)
         broken = DataError(f"{type(error).__name__}: {redact(str(error))}")
@@ -449,7 +491,8 @@ def _with_slot(usage: Usage, slot_s: float) -> Usage:
 class _Reading:
     """Starts reading tiles in the background; records the attempt first."""
 
-    def __init__(self, plan: Plan, *, settings: Settings, context: TileContext, ledger: Ledger) -> None:
+    def __init__(self, plan: Plan, *, settings: Settings, context: TileContext, ledger: JsonlLedger) -> None:
+        self.run_id = ledger.run_id
         self._plan, self._context, self._ledger = plan, context, ledger
         self._access = access_of(plan)
         self._ranks = FolderRanks(Path(plan.output) / "ranks")
@@ -460,13 +503,10 @@ class _Reading:
     def start(self, task: Task) -> tuple[int, Future[Stack]]:
         """Record an attempt at ``task`` and begin to read it."""
         name = task.tile.id
-        attempt = self._context.commits.start_attempt(name, self._ledger_run())
+        attempt = self._context.commits.start_attempt(name, self.run_id)
         self._ledger.attempt_start(name, attempt, fingerprint=task.fingerprint)
         self._context.at("attempted", name)
         return attempt, self._tiles.submit(self._read, task)
-
-    def _ledger_run(self) -> str:
-        return str(getattr(self._ledger, "run_id", ""))
 
     def _read(self, task: Task) -> Stack:
         spec = self._plan.grid
@@ -485,8 +525,8 @@ class _Reading:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._io.shutdown(wait=False, cancel_futures=True)  # first: a tile being read then ends at its next band
         self._tiles.shutdown(cancel_futures=True)
-        self._io.shutdown(cancel_futures=True)
 
 
 class _Signals:
@@ -512,10 +552,10 @@ class _Signals:
         raise StoppedError(signal.Signals(number).name)
 
 
-def _publish(plan: Plan, progress: Callable[[Progress], None]) -> Published:
+def _publish(plan: Plan, tally: _Tally) -> Published:
     from pipeline.run.publish import publish  # noqa: PLC0415
 
-    progress(Progress(text="making pictures, maps and the report"))
+    tally.note("making pictures, maps and the report")
     return publish(plan.output)
 
 

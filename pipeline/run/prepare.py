@@ -62,9 +62,10 @@ def prepare(
     if not settings.output:
         raise ConfigError("no output folder: --output DIR")
     now = now or datetime.now(UTC)
+    settings = _with_absolute_paths(settings)
     periods = settings.periods(today=now.date())
     note(f"reading the model {settings.model}")
-    model = checkpoint.load(settings.model)
+    model = checkpoint.load(str(settings.model))
     spec = _grid(settings, tile_px=_tile_px(settings, device=session.pick_device(settings.encode)))
     numerics = session.settle(settings.encode, card=model.card, grid=spec, periods=len(periods))
     calibration = _calibration(settings, model, spec=spec, note=note)
@@ -77,9 +78,22 @@ def prepare(
         heads=tuple((name, probe.hash) for name, probe in heads),
         rate=_rate(settings, model, spec=spec, periods=periods, numerics=numerics),
     )
-    plan = planner.make_plan(settings, basis, now=now, held=held_blocks(settings.output), note=note)
+    plan = planner.make_plan(settings, basis, now=now, held=held_blocks(str(settings.output)), note=note)
     planner.save_plan(plan)
     return plan
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """Local paths made absolute, so that the plan runs from any folder."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).resolve()) if text and Path(text).exists() else text
+
+    maps = tuple(m.model_copy(update={"head": absolute(m.head)}) for m in settings.maps)
+    inputs = settings.inputs.model_copy(update={"catalog": absolute(settings.inputs.catalog)})
+    account = settings.account.model_copy(update={"prices": absolute(settings.account.prices)})
+    model = absolute(str(settings.model))
+    return settings.model_copy(update={"maps": maps, "inputs": inputs, "account": account, "model": model})
 
 
 def load_heads(settings: Settings, *, card: ModelCard, calibration: Calibration) -> tuple[tuple[str, Probe], ...]:
@@ -142,11 +156,12 @@ def _calibration(settings: Settings, model: Checkpoint, *, spec: GridSpec, note:
 
 def _kept_calibration(output: str, *, card: ModelCard, patch_px: int) -> Calibration | None:
     try:
-        kept = planner.load_plan(output).calibration
+        plan = planner.load_plan(output)
     except InvalidInputError:
         return None
+    kept = plan.calibration
     same = kept.provisional and (kept.model_sha256, kept.patch_px) == (card.sha256, patch_px)
-    return kept if same else None
+    return kept if same and plan.model.config == card.config else None
 
 
 def provisional(model: Checkpoint, *, patch_px: int) -> Calibration:

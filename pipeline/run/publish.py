@@ -25,12 +25,13 @@ from pipeline.plan.estimate import total
 from pipeline.plan.planner import load_plan
 from pipeline.run.folder import settings_of, store_path
 from pipeline.run.status import tile_status
-from pipeline.types import NODATA_CODE, PIXEL_M, Box, Plan, Receipt, Task, Tile, canonical_json, content_hash
+from pipeline.types import BLOCK_PX, NODATA_CODE, PIXEL_M, Box, Plan, Receipt, Task, Tile, canonical_json, content_hash
 from pipeline.write import durable, geotiff, page, preview, store
 from pipeline.write.commit import Commits
+from pipeline.write.layout import union
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,6 +46,8 @@ PAGE_PX = 1400
 CLIP_WARNING = 1e-3
 PARTS = ("allocated", "useful", "waste", "overhead")
 PROBE_COLUMNS = ("name", "samples", "precision", "recall", "f1", "iou")
+PROBE_SUFFIX = ".probe.json"
+"""Beside the maps that ``map_store`` made lie their probes, so that they can be made again."""
 PUBLISHED = 1
 """Version of what publish makes; raised when its pictures change."""
 
@@ -145,8 +148,18 @@ def publish_map(plan: Plan, tiles: Sequence[Tile], made: ClassMap) -> tuple[tupl
     folder = Path(plan.output) / "maps"
     folder.mkdir(parents=True, exist_ok=True)
     cogs = [str(_map_cog(folder, box, tiles=tiles, made=made)) for box in _groups(plan)]
-    pngs = [_map_png(plan, box, tiles=tiles, made=made) for box in store.zones(_store(plan))]
+    pngs = [_map_png(plan, box, tiles=tiles, made=made) for box in ground(plan)]
     return tuple(cogs), tuple(pngs)
+
+
+def ground(plan: Plan) -> tuple[Box, ...]:
+    """Per zone the smallest box of whole blocks around everything committed: what pictures and maps show."""
+    boxes: dict[int, Box] = {}
+    for tile, receipt in committed(plan):
+        for row, col in receipt.blocks:
+            box = tile.block_box(row, col)
+            boxes[tile.zone] = union(boxes[tile.zone], box) if tile.zone in boxes else box
+    return tuple(boxes[zone] for zone in sorted(boxes))
 
 
 def summarise(output: str) -> fold.Summary:
@@ -184,7 +197,7 @@ def _pictures(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Published:
     quicklooks = _quicklooks(plan, places)
     cogs: list[str] = []
     pngs: list[str] = []
-    for made in _store_maps(plan):
+    for made in (*_store_maps(plan), *_kept_maps(plan)):
         files, pictures = publish_map(plan, places, made)
         cogs += files
         pngs += pictures
@@ -211,6 +224,31 @@ def _store_maps(plan: Plan) -> Iterator[ClassMap]:
             trained=plan.model.trained,
             layer=partial(_map_layer, plan, name),
         )
+
+
+def _kept_maps(plan: Plan) -> Iterator[ClassMap]:
+    """The maps that ``map_store`` made: made again from their probes when the store has changed."""
+    own = {m.name for m in settings_of(plan).maps}
+    for path in sorted((Path(plan.output) / "maps").glob(f"*{PROBE_SUFFIX}")):
+        name = path.name.removesuffix(PROBE_SUFFIX)
+        if name not in own:
+            yield probe_map(plan, name, probes.load(str(path)))
+
+
+def probe_map(plan: Plan, name: str, probe: probes.Probe) -> ClassMap:
+    """A map computed from the stored codes, tile by tile; equal to the one a run writes in the same pass."""
+    return ClassMap(
+        name=name,
+        classes=tuple(zip(probe.values, probe.names, probe.colours, strict=True)),
+        tags=provenance(plan, probe=probe.hash),
+        trained=plan.model.trained,
+        layer=partial(_classified, plan, probe),
+    )
+
+
+def _classified(plan: Plan, probe: probes.Probe, tile: Tile) -> NDArray[np.uint8]:
+    codes, _, _ = store.read_tile(_store(plan), tile)
+    return probe.classify(codes, np.asarray(plan.calibration.scale, np.float32), codes[0] != NODATA_CODE)
 
 
 def _map_layer(plan: Plan, name: str, tile: Tile) -> NDArray[np.uint8]:
@@ -250,8 +288,8 @@ def _quicklooks(plan: Plan, tiles: Sequence[Tile]) -> tuple[str, ...]:
     if basis is None:
         return ()
     made: list[str] = []
-    for extent in store.zones(_store(plan)):
-        factor = preview.factor_for(extent.height, extent.width, max_side_px=QUICKLOOK_PX)
+    for extent in ground(plan):
+        factor = _factor(extent, QUICKLOOK_PX)
         canvas = _canvas(plan, extent, tiles=tiles, basis=basis, factor=factor)
         made += _quicklook_files(plan, folder, extent, canvas=canvas, factor=factor)
     return tuple(made)
@@ -260,10 +298,10 @@ def _quicklooks(plan: Plan, tiles: Sequence[Tile]) -> tuple[str, ...]:
 def _canvas(plan: Plan, extent: Box, *, tiles: Sequence[Tile], basis: preview.Basis, factor: int) -> NDArray[np.uint8]:
     scale = np.asarray(plan.calibration.scale, np.float32)
     canvas = np.zeros((extent.height // factor, extent.width // factor, 4), np.uint8)
-    for tile in (t for t in tiles if t.zone == extent.zone):
-        codes, _, _ = store.read_tile(_store(plan), tile)
+    for tile, part in _parts(tiles, extent):
+        codes = store.read_tile(_store(plan), tile)[0][:, *part.slices_in(tile.box)]
         colours = preview.render(codes, scale, codes[0] != NODATA_CODE, basis)
-        canvas[_place(tile.box, extent, factor)] = preview.shrink_rgba(colours, factor=factor)
+        canvas[_place(part, extent, factor)] = preview.shrink_rgba(colours, factor=factor)
     return canvas
 
 
@@ -325,7 +363,7 @@ def _map_cog(folder: Path, box: Box, *, tiles: Sequence[Tile], made: ClassMap) -
 
 def _map_png(plan: Plan, extent: Box, *, tiles: Sequence[Tile], made: ClassMap) -> str:
     path = Path(plan.output) / "maps" / f"{made.name}_utm{extent.zone:02d}.png"
-    factor = preview.factor_for(extent.height, extent.width)
+    factor = _factor(extent, preview.MAX_SIDE_PX)
     classes = _mosaic(extent, tiles=tiles, layer=made.layer, factor=factor)
     preview.save_png(
         str(path),
@@ -341,9 +379,23 @@ def _mosaic(
     box: Box, *, tiles: Sequence[Tile], layer: Callable[[Tile], NDArray[np.uint8]], factor: int
 ) -> NDArray[np.uint8]:
     canvas = np.full((box.height // factor, box.width // factor), 255, np.uint8)
-    for tile in (t for t in tiles if t.zone == box.zone and box.intersect(t.box)):
-        canvas[_place(tile.box, box, factor)] = preview.shrink_classes(layer(tile), factor=factor)
+    for tile, part in _parts(tiles, box):
+        classes = layer(tile)[part.slices_in(tile.box)]
+        canvas[_place(part, box, factor)] = preview.shrink_classes(classes, factor=factor)
     return canvas
+
+
+def _parts(tiles: Sequence[Tile], box: Box) -> Iterator[tuple[Tile, Box]]:
+    """The tiles that touch ``box``, each with the part inside."""
+    for tile in tiles:
+        part = box.intersect(tile.box) if tile.zone == box.zone else None
+        if part is not None:
+            yield tile, part
+
+
+def _factor(box: Box, most_px: int) -> int:
+    """How much a picture over ``box`` is averaged down; at most a block, so that blocks shrink one by one."""
+    return min(preview.factor_for(box.height, box.width, max_side_px=most_px), BLOCK_PX)
 
 
 def _place(box: Box, outer: Box, factor: int) -> tuple[slice, slice]:
@@ -366,24 +418,26 @@ def _coarse(box: Box, factor: int) -> Box:
 
 
 def _groups(plan: Plan) -> Iterator[Box]:
-    """The parts of the store's extents in each 8192 px ground square that holds something."""
-    for extent in store.zones(_store(plan)):
+    """The part of what is committed in each 8192 px ground square that holds a committed tile."""
+    tiles = [tile for tile, _ in committed(plan)]
+    for extent in ground(plan):
         for row in range(extent.row // GROUP_PX, -(-extent.row_stop // GROUP_PX)):
             for col in range(extent.col // GROUP_PX, -(-extent.col_stop // GROUP_PX)):
                 square = replace(extent, row=row * GROUP_PX, col=col * GROUP_PX, height=GROUP_PX, width=GROUP_PX)
                 part = extent.intersect(square)
-                if part is not None:
+                if part is not None and any(True for _ in _parts(tiles, part)):
                     yield part
 
 
 def _summary(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> fold.Summary:
     current = {tile.id: receipt for tile, receipt in tiles}
     done = [t for t in plan.tasks if t.tile.id in current and current[t.tile.id].fingerprint == t.fingerprint]
+    alone = len(done) == len(current)
     return fold.fold(
         read_ledger(plan.output),
         winners=[(r.tile_id, r.attempt) for r in current.values()],
-        km2=_committed_km2(plan, done),
-        estimate=total([t.estimate for t in done]) if done else None,
+        km2=_committed_km2(plan, done) if alone else _blocks_km2(current.values()),
+        estimate=total([t.estimate for t in done]) if done and alone else None,
     )
 
 
@@ -392,6 +446,12 @@ def _committed_km2(plan: Plan, done: Sequence[Task]) -> float | None:
     wanted = sum(len(t.blocks) for t in plan.tasks)
     share = sum(len(t.blocks) for t in done) / wanted if wanted else 0.0
     return plan.area.km2 * share or None
+
+
+def _blocks_km2(receipts: Iterable[Receipt]) -> float:
+    """Area of all committed blocks: what remains to be said when the store holds tiles of several requests."""
+    side_km = BLOCK_PX * PIXEL_M / 1000
+    return sum(len(r.blocks) for r in receipts) * side_km**2
 
 
 def _page(plan: Plan, made: Published) -> None:
@@ -454,29 +514,36 @@ def _page_pictures(plan: Plan, made: Published) -> tuple[page.Picture, ...]:
     places = [tile for tile, _ in committed(plan)]
     pictures: list[page.Picture] = []
     basis_file = Path(plan.output) / "preview" / "basis.json"
-    for extent in store.zones(_store(plan)):
-        factor = preview.factor_for(extent.height, extent.width, max_side_px=PAGE_PX)
+    for extent in ground(plan):
+        factor = _factor(extent, PAGE_PX)
         if basis_file.is_file():
             basis = preview.Basis.from_json(basis_file.read_text(encoding="utf-8"))
             canvas = _canvas(plan, extent, tiles=places, basis=basis, factor=factor)
             caption = "Embeddings: the first three principal components as red, green, blue."
             pictures.append(page.Picture(name="Quicklook", png=preview.png_bytes(canvas), caption=caption))
-        pictures += [_map_picture(path, extent, factor) for path in made.maps if f"_utm{extent.zone:02d}_" in path]
+        files = [Path(path) for path in made.maps if f"_utm{extent.zone:02d}_" in path]
+        for name in sorted({path.name.split("_utm")[0] for path in files}):
+            same = [path for path in files if path.name.split("_utm")[0] == name]
+            pictures.append(_map_picture(name, same, extent, factor))
     return tuple(pictures)
 
 
-def _map_picture(path: str, extent: Box, factor: int) -> page.Picture:
-    """A map COG laid over the zone's extent."""
-    values, box, classes = geotiff.read_classes(path)
-    canvas = np.full(extent.shape, 255, np.uint8)
-    canvas[box.slices_in(extent)] = values
-    small = preview.shrink_classes(canvas, factor=factor)
-    colours = preview.render_classes(small, [colour for _, _, colour in classes])
+def _map_picture(name: str, paths: Sequence[Path], extent: Box, factor: int) -> page.Picture:
+    """The COGs of one map laid over the ground, each shrunk before the next is read."""
+    canvas = np.full((extent.height // factor, extent.width // factor), 255, np.uint8)
+    classes: tuple[tuple[int, str, str], ...] = ()
+    for path in paths:
+        values, box, classes = geotiff.read_classes(path)
+        part = box.intersect(extent)
+        if part is not None:
+            small = preview.shrink_classes(values[part.slices_in(box)], factor=factor)
+            canvas[_place(part, extent, factor)] = small
+    colours = preview.render_classes(canvas, [colour for _, _, colour in classes])
     return page.Picture(
-        name=f"Map {Path(path).name.split('_utm')[0]}",
+        name=f"Map {name}",
         png=preview.png_bytes(colours),
         caption="Class of every pixel.",
-        legend=tuple((name, colour) for _, name, colour in classes),
+        legend=tuple((title, colour) for _, title, colour in classes),
     )
 
 

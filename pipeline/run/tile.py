@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.encode import assemble, quantize, stitch
+from pipeline.errors import DataError
 from pipeline.plan import grid
 from pipeline.types import (
     BLOCK_PX,
@@ -16,7 +17,6 @@ from pipeline.types import (
     PIXEL_M,
     Box,
     Calibration,
-    Estimate,
     GridSpec,
     Int8Embedding,
     Reason,
@@ -134,10 +134,11 @@ def run_tile(task: Task, attempt: int, *, reading: Future[Stack], context: TileC
     with c.clock.stage("check"):
         written = c.writer.check(objects)
     c.at("checked", name)
+    encoded = int(fields.valid.any(axis=(1, 2)).sum())  # a window without a valid token is not encoded
     usage = Usage(
-        windows=len(origins),
-        tokens=task.estimate.tokens,
-        flops=c.encoder.flops_per_window * len(origins),
+        windows=encoded,
+        tokens=task.estimate.tokens // task.estimate.windows * encoded,
+        flops=c.encoder.flops_per_window * encoded,
         bytes_read=stack.bytes_read,
         bytes_written=written,
         peak_bytes=c.memory.peak_bytes(),
@@ -168,15 +169,21 @@ def finish(
     reason = np.full(tile.box.shape, Reason.NOT_REQUESTED, np.uint8)
     n_obs = np.zeros(tile.box.shape, np.uint8)
     classes = tuple((name, np.full(tile.box.shape, 255, np.uint8)) for name, _ in context.heads)
-    missing = Reason.READ_FAILED if stack.degraded else Reason.NO_OBSERVATION
+    failed_cells = {source.cell_id for source in stack.sources if source.skipped}
     clipped = 0.0
     for block_row, block_col in task.blocks:
         box = tile.block_box(block_row, block_col)
         cut = box.slices_in(tile.box)
         seen, own = assemble.observed(stack, box), grid.owned(box)
         pixels = stitch.to_pixels(tokens, (seen > 0) & own, box)
+        if not np.isfinite(pixels.values[pixels.valid]).all():
+            raise DataError(
+                f"tile {tile.id}, block {block_row},{block_col}: the encoder gave values that are not finite"
+            )
         block_codes, share = quantize.quantise(pixels, context.calibration)
         codes[:, cut[0], cut[1]] = block_codes
+        # a block lies in one cell; only there can an unreadable scene be the reason for a hole
+        missing = Reason.READ_FAILED if grid.cells_of(box)[0].id in failed_cells else Reason.NO_OBSERVATION
         reason[cut] = np.select([~own, pixels.valid], [Reason.OTHER_ZONE, Reason.VALID], missing)
         n_obs[cut] = np.where(own, seen, 0)
         clipped += share * float(pixels.valid.sum())
@@ -236,8 +243,3 @@ def _receipt(
 def wanted_px(task: Task) -> int:
     """10 m pixels of the wanted blocks."""
     return len(task.blocks) * BLOCK_PX * BLOCK_PX
-
-
-def peak_of(estimates: Sequence[Estimate]) -> int:
-    """Largest estimated peak memory, bytes."""
-    return max((e.peak_bytes for e in estimates), default=0)

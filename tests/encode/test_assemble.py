@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from olmoearth_pretrain_minimal import NormalizerV1_2
@@ -155,7 +157,7 @@ def test_observed_counts_periods_in_which_some_layer_has_data():
     assert got.dtype == np.uint8
 
 
-def test_a_pixel_with_one_valid_layer_counts_as_observed():
+def test_the_finest_layer_of_the_stack_says_what_is_observed():
     box = Box(zone=32, res_m=10, row=-120, col=60, height=12, width=12)
     stack = make_stack(box)
     blank = Layer(
@@ -168,7 +170,9 @@ def test_a_pixel_with_one_valid_layer_counts_as_observed():
     partly = Stack(
         sensor=stack.sensor, box=box, layers=(blank, *stack.layers[1:]), periods=stack.periods, sources=(), bytes_read=0
     )
-    assert (assemble.observed(partly, box) == 1).all()
+    assert (assemble.observed(partly, box) == 0).all()  # a swath edge: only coarser bands reach here
+    coarse = replace(partly, layers=stack.layers[1:])
+    assert (assemble.observed(coarse, box) == 1).all()
 
 
 def test_strips_hold_every_window_at_its_place():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.plan.select import Selector, cell_candidates, cell_polygon, newest_versions
-from pipeline.types import CELL_PX, Cell, Period, Scene
+from pipeline.types import CELL_PX, Asset, Cell, Period, Scene
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 PERIODS = tuple(
@@ -93,10 +93,15 @@ def test_scenes_elsewhere_decide_nothing():
     assert choose(near + far, limit=2) == choose(near, limit=2)
 
 
-def test_the_fingerprint_changes_with_the_candidates_and_their_versions_only():
+def test_the_fingerprint_changes_with_everything_of_the_candidates_that_decides_pixels():
     a, b = scene("a", version="05.00@1"), scene("b", cloud=20.0)
     first = choose([a, b])[0].fingerprint
-    assert choose([b, replace(a, cloud_pct=30.0)])[0].fingerprint == first
+    assert choose([b, a])[0].fingerprint == first
+    moved = tuple(replace(asset, href=f"elsewhere/{asset.band}.tif") for asset in a.assets)
+    assert choose([replace(a, assets=moved), b])[0].fingerprint == first
+    assert choose([b, replace(a, cloud_pct=30.0)])[0].fingerprint != first
+    assert choose([replace(a, boa_offset=1000), b])[0].fingerprint != first
+    assert choose([replace(a, assets=(*a.assets, Asset(band="B13", href="x"))), b])[0].fingerprint != first
     assert choose([replace(a, version="05.11@2"), b])[0].fingerprint != first
     assert choose([a])[0].fingerprint != first
     assert choose([a, b], limit=1)[0].fingerprint == choose([a])[0].fingerprint
