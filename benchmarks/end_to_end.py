@@ -30,9 +30,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
         sample = json.loads(_child("sample", folder))
-        print(
-            "| case | wall s | km2/s (tiles only) | core-s/km2 | peak MB: measured / estimated | device s: same |"
-        )
+        print("| case | wall s | km2/s (tiles only) | core-s/km2 | peak MB: measured / estimated | device s: same |")
         print("|---|---|---|---|---|---|")
         stages = {}
         for name, sets in CASES:

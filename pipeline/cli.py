@@ -131,6 +131,9 @@ def plan(
 
 
 def _plan_json(made: Plan) -> dict[str, Any]:
+    from pipeline.plan.estimate import total  # noqa: PLC0415
+    from pipeline.run.status import to_do  # noqa: PLC0415
+
     return {
         "id": made.id,
         "output": made.output,
@@ -147,10 +150,14 @@ def _plan_json(made: Plan) -> dict[str, Any]:
         "numerics": asdict(made.numerics),
         "calibration": {"hash": made.calibration.hash, "provisional": made.calibration.provisional},
         "estimate": asdict(made.estimate),
+        "to_do": asdict(total([t.estimate for t in to_do(made)])),
     }
 
 
 def _print_plan(made: Plan) -> None:
+    from pipeline.plan.estimate import total  # noqa: PLC0415
+    from pipeline.run.status import to_do  # noqa: PLC0415
+
     table = Table(title=f"Plan {made.id[:12]} in {made.output}/plan", show_header=False, title_justify="left")
     spans = f"{made.periods[0].start:%Y-%m-%d} to {made.periods[-1].end:%Y-%m-%d}"
     rows = [
@@ -165,8 +172,11 @@ def _print_plan(made: Plan) -> None:
         ("windows", f"{made.grid.window_px} px, overlap {made.grid.overlap_px} px, patch {made.grid.patch_px}"),
         ("numerics", _numerics_line(made)),
         ("calibration", made.calibration.hash[:12] + (" (provisional)" if made.calibration.provisional else "")),
-        *_estimate_rows(made.estimate, device=made.numerics.device),
     ]
+    left = to_do(made)
+    if len(left) < len(made.tasks):
+        rows.append(("committed already", f"{len(made.tasks) - len(left)} tiles; the figures below are for the rest"))
+    rows += _estimate_rows(total([t.estimate for t in left]), device=made.numerics.device)
     for label, value in rows:
         table.add_row(label, value)
     out.print(table, highlight=False)

@@ -93,6 +93,26 @@ def test_bad_input_gets_one_clear_line_and_writes_nothing(sample, earthpress, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("weights", [b"", b"PK\x03\x04 cut short", b"not a checkpoint at all"])
+def test_damaged_weights_are_named(sample, earthpress, tmp_path, weights):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "weights.pth").write_bytes(weights)
+    code, _, err = earthpress("plan", *options(sample, tmp_path / "out", model=folder))
+    assert code == 78
+    assert "model" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_catalogue_url_with_a_secret_is_refused_without_repeating_it(sample, earthpress, tmp_path):
+    for url in ("https://user:CANARY@example.org/stac", "https://example.org/stac?key=CANARY"):
+        code, out, err = earthpress("plan", *options(sample, tmp_path / "out", catalog=url))
+        assert code == 2
+        assert "CANARY" not in out + err
+        assert not (tmp_path / "out").exists()
+
+
 def geojson(path, ring, crs=None):
     feature = {
         "type": "Feature",

@@ -36,10 +36,11 @@ from pipeline.read.rank import FolderRanks
 from pipeline.read.tiles import read_stack
 from pipeline.run import prepare
 from pipeline.run.folder import access_of, settings_of, store_path
+from pipeline.run.status import to_do
 from pipeline.run.tile import At, Maps, TileContext, run_tile, wanted_px
 from pipeline.types import Int8Embedding, Plan, Receipt, Stack, Task, Usage
 from pipeline.write import store
-from pipeline.write.commit import Commits, State
+from pipeline.write.commit import Commits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -205,7 +206,7 @@ def run(
     root = Path(plan.output)
     commits = Commits(root)
     commits.clean()
-    todo = [task for task in plan.tasks if commits.state(task) != State.DONE]
+    todo = list(to_do(plan))
     tally = _Tally(total=len(todo), report=progress)
     if todo:
         with JsonlLedger(root, run_id=_run_id(), cpu_s=cpu_seconds) as ledger, _Signals(enabled=signals):

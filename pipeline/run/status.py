@@ -10,7 +10,7 @@ from pipeline.plan.planner import load_plan
 from pipeline.write.commit import Commits, State
 
 if TYPE_CHECKING:
-    from pipeline.types import Task
+    from pipeline.types import Plan, Task
 
 _MEANING = {
     State.PENDING: "not started",
@@ -45,6 +45,12 @@ def tile_status(output: str) -> tuple[TileStatus, ...]:
     """
     plan, commits = load_plan(output), Commits(Path(output))
     return tuple(_status(task, commits) for task in plan.tasks)
+
+
+def to_do(plan: Plan) -> tuple[Task, ...]:
+    """The tiles that a run of ``plan`` would compute."""
+    commits = Commits(Path(plan.output))
+    return tuple(task for task in plan.tasks if commits.state(task) != State.DONE)
 
 
 def _status(task: Task, commits: Commits) -> TileStatus:

@@ -1,0 +1,53 @@
+"""The recipes run as they stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def config(sample, tmp_path):
+    path = tmp_path / "my.yaml"
+    settings = {
+        "bbox": list(sample.bbox),
+        "start": "2024-04-01",
+        "end": "2024-05-31",
+        "model": "random:v1.2-nano:7",
+        "inputs": {"catalog": str(sample.catalog)},
+        "encode": {"patch_px": 8, "window_px": 64, "overlap_px": 16},
+        "store": {"tile_px": 256},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def recipe(sample, config, *extra):
+    output = config.parent / "out"
+    command = [sys.executable, "workflows/area_to_map.py", "--config", config, "--output", output,
+               "--labels", sample.labels, "--column", "class", *extra]  # fmt: skip
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return done, output
+
+
+def test_area_to_map_makes_the_map(sample, config):
+    done, output = recipe(sample, config)
+    assert done.returncode == 0, done.stderr
+    assert list((output / "maps").glob("*.tif"))
+    assert "balanced accuracy" in done.stdout
+
+
+def test_area_to_map_does_not_start_above_the_price(sample, config):
+    done, output = recipe(sample, config, "--max-usd", "5")
+    assert done.returncode == 75
+    assert not (output / "store.zarr").exists()
