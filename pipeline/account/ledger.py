@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,7 +186,7 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
 
 
-class _Recorder:
+class _Recorder(ABC):
     """Builds events and numbers them; safe for several threads. ``_put`` stores one."""
 
     def __init__(self, run_id: str, *, lease: str, clock: Clock, cpu_s: Callable[[], float] | None) -> None:
@@ -247,8 +248,9 @@ class _Recorder:
         with self._lock:
             self._put(LeaseEnd(**self._header(), reason=reason, cpu_s=self._cpu(), stage_s=stage_s))
 
+    @abstractmethod
     def _put(self, event: Event) -> None:
-        raise NotImplementedError
+        """Store one event."""
 
     def _cpu(self) -> float | None:
         return None if self._cpu_s is None else self._cpu_s()

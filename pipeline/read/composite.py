@@ -211,7 +211,8 @@ class _Round:
             try:
                 values = done.result()
             except DataError as err:
-                log.warning("scene %s left out: %s", scene_id, err)
+                if scene_id not in failed:  # one line a scene, not one a band
+                    log.warning("scene %s left out: %s", scene_id, err)
                 failed.add(scene_id)
             else:
                 self.bytes_read += values.nbytes

@@ -217,13 +217,7 @@ def _store_maps(plan: Plan) -> Iterator[ClassMap]:
     from pipeline.run.prepare import load_heads  # noqa: PLC0415
 
     for name, probe in load_heads(settings_of(plan), card=plan.model, calibration=plan.calibration):
-        yield ClassMap(
-            name=name,
-            classes=tuple(zip(probe.values, probe.names, probe.colours, strict=True)),
-            tags=provenance(plan, probe=probe.hash),
-            trained=plan.model.trained,
-            layer=partial(_map_layer, plan, name),
-        )
+        yield replace(probe_map(plan, name, probe), layer=partial(_map_layer, plan, name))
 
 
 def _kept_maps(plan: Plan) -> Iterator[ClassMap]:
