@@ -129,12 +129,17 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 some tiles failed, 65 too many degraded, 75 stopped."""
+        """0 all done, 3 some tiles failed, 65 too many degraded or no valid pixel at all, 75 stopped."""
         if self.stopped:
             return StoppedError.exit_code
         if self.failures:
             return DataError.exit_code
-        return NoDataError.exit_code if self.too_degraded else 0
+        return NoDataError.exit_code if self.too_degraded or self.nothing_seen else 0
+
+    @property
+    def nothing_seen(self) -> bool:
+        """Whether this run committed tiles and none of them has a single valid pixel."""
+        return self.computed > 0 and not self.valid_px
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
@@ -154,6 +159,8 @@ class Outcome:
             lines.append(
                 f"{self.computed} tiles computed, {self.skipped} were done before, {len(self.failures)} failed"
             )
+        if self.nothing_seen:
+            lines.append("no pixel of these tiles has a valid observation: the scenes do not reach the area")
         if self.degraded:
             lines.append(f"{self.degraded} tiles degraded (a scene could not be read); run again to retry them")
         lines += [f"failed {f.tile_id}: {f.kind}: {f.message}" for f in self.failures]
@@ -213,7 +220,7 @@ def run(
             _lease(plan, todo, commits=commits, ledger=ledger, lead_s=lead_s, tally=tally, at=at, pictures=pictures)
     published = None
     if pictures and not tally.stopped and any(commits.current(task.tile.id) for task in plan.tasks):
-        published = _publish(plan, tally)  # again after the lease: the report then shows the finished ledger
+        published = _publish(plan)  # again after the lease: the report then shows the finished ledger
     degraded = sum(r.status == "degraded" for r in tally.receipts)
     settings = settings_of(plan)
     return Outcome(
@@ -300,8 +307,9 @@ def _lease(
             tally.begin()
             _tiles(plan, todo, settings=settings, context=context, ledger=ledger, tally=tally)
             if pictures and tally.receipts:
+                tally.note("making pictures, maps and the report")
                 with clock.stage("publish"):
-                    _publish(plan, tally)
+                    _publish(plan)
         reason = "finished"
     except StoppedError as stop:
         tally.stopped = str(stop)
@@ -553,10 +561,9 @@ class _Signals:
         raise StoppedError(signal.Signals(number).name)
 
 
-def _publish(plan: Plan, tally: _Tally) -> Published:
+def _publish(plan: Plan) -> Published:
     from pipeline.run.publish import publish  # noqa: PLC0415
 
-    tally.note("making pictures, maps and the report")
     return publish(plan.output)
 
 

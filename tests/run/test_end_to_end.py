@@ -234,6 +234,15 @@ def test_no_scene_at_all_is_an_error_before_anything_is_written(sample, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_area_that_the_scenes_do_not_reach_ends_with_65_and_a_reason(sample, tmp_path):
+    beyond = part(sample.bbox, 0.4, 1.6, 0.45, 1.65)  # inside the ranking cell, north of every scene
+    _, outcome = run_request(request_of(sample, tmp_path / "out", *TWO_PERIODS, bbox=beyond), pictures=True)
+    assert outcome.exit_code == 65
+    assert "no pixel" in outcome.text()
+    reasons = {int(r) for _, reason, _ in blocks_of(tmp_path / "out").values() for r in np.unique(reason)}
+    assert reasons == {int(Reason.NO_OBSERVATION)}
+
+
 def broken_copy(sample, folder, needle):
     """The sample's catalogue with the files of one item truncated."""
     import shutil
