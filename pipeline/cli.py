@@ -101,7 +101,7 @@ def _bbox(text: str) -> tuple[float, ...]:
 
 
 def _note(text: str) -> None:
-    err.print(f"[dim]{_escape(text)} ...[/]", highlight=False)
+    err.print(f"[dim]{_escape(text)} ...[/]", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -325,7 +325,7 @@ def status(folder: FOLDER, as_json: JSON = False) -> None:
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + 1
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), highlight=False)
-    table = Table("tile", "state", "attempts", "reason")
+    table = Table("tile", "state", "attempts since commit", "reason")
     for row in rows:
         if row.state != "done" or len(rows) <= 40:
             table.add_row(row.tile_id, row.state, str(row.attempts), _escape(row.reason))

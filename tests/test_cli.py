@@ -236,7 +236,9 @@ def test_commands_without_a_plan_say_how_to_make_one(earthpress, tmp_path):
 
 def test_doctor_and_model_speak_json(earthpress):
     code, out, _ = earthpress("doctor", "--json")
-    assert (code, json.loads(out)["torch"] != "missing") == (0, True)
+    found = json.loads(out)
+    assert (code, found["torch"] != "missing") == (0, True)
+    assert ("no CUDA device" in found["advice"]) == found["device"].startswith("cpu")
     code, out, _ = earthpress("model", MODEL, "--set", "encode.patch_px=8", "--json")
     card = json.loads(out)
     assert code == 0

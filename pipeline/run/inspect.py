@@ -87,14 +87,15 @@ def doctor() -> Rows:
     rows: list[tuple[str, Any]] = [("earthpress", _version("earthpress")), ("python", platform.python_version())]
     rows += [(name, _version(name)) for name in PACKAGES]
     rows += [("GDAL", _gdal())]
-    rows += list(_device())
+    device = _device()
+    rows += list(device)
     memory = psutil.virtual_memory()
     rows += [
         ("cores", cores()),
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
         ("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB"),
     ]
-    warnings = [*_slow(memory.total), *_missing()]
+    warnings = [*_slow(memory.total, dict(device)), *_missing()]
     rows.append(("advice", "; ".join(warnings) if warnings else "nothing to improve"))
     return tuple(rows)
 
@@ -119,14 +120,19 @@ def _device() -> Rows:
     from pipeline.encode import session  # noqa: PLC0415
 
     try:
+        kind = session.pick_device(EncodeSettings())
         name, dtype = session.describe_device(EncodeSettings())
     except EarthpressError as err:
         return (("device", f"unusable: {err}"),)
-    return (("device", name), ("dtype", dtype))
+    return (("device", f"{kind} {name}"), ("dtype", dtype))
 
 
-def _slow(memory_bytes: int) -> list[str]:
+def _slow(memory_bytes: int, device: dict[str, Any]) -> list[str]:
     found = []
+    if str(device.get("device", "")).startswith("cpu"):
+        found.append("no CUDA device: the encoder runs on the CPU, tens to hundreds of times slower")
+        if device.get("dtype") == "float32":
+            found.append("this CPU has no bfloat16 instructions: float32")
     if memory_bytes < LOW_MEMORY_BYTES:
         found.append(f"{memory_bytes / 1e9:.1f} GB of memory: use store.tile_px=256")
     if shutil.which("c++") is None and shutil.which("g++") is None:
