@@ -6,6 +6,7 @@ Exit codes follow the error tree: 0 all done, 2 usage, 3 some tiles failed, 65 n
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import sys
@@ -300,6 +301,7 @@ def _bar() -> Callable[[Progress], None]:
         console=err,
     )
     task = bar.add_task("", total=None, rate="")
+    atexit.register(bar.stop)  # an error in the middle must give the cursor back
 
     def show(p: Progress) -> None:
         if p.total and not bar.live.is_started and p.done < p.total:

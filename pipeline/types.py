@@ -649,6 +649,7 @@ class Receipt:
         calibration: Hash of the calibration used.
         valid_px: Pixels with an embedding.
         clipped: Share of clipped values.
+        weights_sha256: Of the model.
     """
 
     tile_id: str
@@ -662,6 +663,7 @@ class Receipt:
     calibration: str
     valid_px: int
     clipped: float
+    weights_sha256: str = ""
 
 
 def canonical_json(value: Any) -> str:

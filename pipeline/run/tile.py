@@ -79,7 +79,7 @@ class TileContext:
 
     Attributes:
         grid: The window lattice.
-        calibration: Of the quantiser.
+        calibration: Of the quantiser; names the weights it belongs to.
         encoder: The warm encoder.
         writer: The store.
         commits: Attempts, intents and receipts.
@@ -235,6 +235,7 @@ def _receipt(
         usage=usage,
         attempt=attempt,
         calibration=calibration.hash,
+        weights_sha256=calibration.model_sha256,
         valid_px=valid_px,
         clipped=result.clipped,
     )

@@ -58,6 +58,7 @@ def test_every_tile_is_committed_and_valid_pixels_have_codes(undisturbed):
         assert ((n_obs > 0) == valid).all()
     assert outcome.valid_px > 0
     assert outcome.computed == len(plan.tasks) > 1
+    assert {r.weights_sha256 for r in Commits(folder).receipts()} == {plan.model.sha256}
 
 
 def test_a_second_run_does_nothing_and_says_so(undisturbed):
