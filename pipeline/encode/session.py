@@ -137,10 +137,22 @@ def _settle_dtype(asked: str, device: str) -> str:
         # without bfloat16 instructions it is emulated: valid, but several times slower than float32
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - no public name
         return ("bfloat16" if fast else "float32") if asked == "auto" else asked
-    if asked != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceError(
-            f"{device_name(device)} has no bfloat16 arithmetic: use encode.dtype=float32 or a GPU from Ampere on"
-        )
+    return cuda_dtype(asked, name=device_name(device), bf16=torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def cuda_dtype(asked: str, *, name: str, bf16: bool) -> str:
+    """Return the dtype on a GPU: bfloat16 unless float32 is asked for.
+
+    Args:
+        asked: ``encode.dtype``.
+        name: Product name, for the message.
+        bf16: Whether the GPU has bfloat16 arithmetic (Ampere and newer).
+
+    Raises:
+        DeviceError: The GPU has no bfloat16 and float32 was not asked for.
+    """
+    if asked != "float32" and not bf16:
+        raise DeviceError(f"{name} has no bfloat16 arithmetic: use encode.dtype=float32 or a GPU from Ampere on")
     return "bfloat16" if asked == "auto" else asked
 
 

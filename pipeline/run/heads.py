@@ -17,7 +17,8 @@ from pipeline.maps import probe as probes
 from pipeline.plan.planner import load_plan
 from pipeline.run.folder import output_of, store_path
 from pipeline.run.local import Progress
-from pipeline.run.publish import PROBE_SUFFIX, ClassMap, Published, committed, probe_map, publish, publish_map
+from pipeline.run.pictures import PROBE_SUFFIX, ClassMap, committed, probe_map, publish_map
+from pipeline.run.publish import Published, publish
 from pipeline.types import NODATA_CODE, Plan, Tile
 from pipeline.write import store
 
@@ -102,7 +103,7 @@ def map_store(
     tiles = [tile for tile, _ in committed(plan)]
     cogs, pngs = publish_map(plan, tiles, _watched(probe_map(plan, title, probe), total=len(tiles), progress=progress))
     probe.save(str(Path(plan.output) / "maps" / f"{title}{PROBE_SUFFIX}"))
-    return publish(plan.output, maps=cogs, pictures=pngs)
+    return publish(plan.output, maps=cogs, map_pngs=pngs)
 
 
 def _watched(made: ClassMap, *, total: int, progress: Callable[[Progress], None]) -> ClassMap:

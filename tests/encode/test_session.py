@@ -203,3 +203,11 @@ def test_the_compiled_encoder_agrees_and_passes_the_gate(model, stack):
     assert work.gate().ratio < FLOAT32_LIMIT
     eager = open_session(model).encode(stack, ORIGINS)
     np.testing.assert_allclose(work.encode(stack, ORIGINS).values, eager.values, atol=2e-5, rtol=1e-4)
+
+
+def test_a_gpu_without_bfloat16_is_refused_unless_float32_is_asked_for():
+    assert session.cuda_dtype("float32", name="Tesla T4", bf16=False) == "float32"
+    assert session.cuda_dtype("auto", name="NVIDIA A100", bf16=True) == "bfloat16"
+    for asked in ("auto", "bfloat16"):
+        with pytest.raises(DeviceError, match="Tesla T4.*encode.dtype=float32"):
+            session.cuda_dtype(asked, name="Tesla T4", bf16=False)
