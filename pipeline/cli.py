@@ -406,18 +406,31 @@ def map_(
             out.print(line, highlight=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: earthpress model random:v1.2-tiny:0")
+@app.command(
+    epilog="Examples: earthpress model random:v1.2-tiny:0 --set encode.patch_px=8   |   earthpress model fetch "
+    "allenai/OlmoEarth-v1-Nano"
+)
 def model(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or random:v1.2-nano:0.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL | fetch MODEL",
+            help="Folder, weights file, Hugging Face id (owner/name@revision) or random:v1.2-nano:0; after 'fetch': an id "
+            "whose files are brought into the local cache, so that a run needs no network.",
+        ),
+    ],
     config: CONFIG = None,
     set_: SET = None,
     as_json: JSON = False,
 ) -> None:
-    """Show a model's card and run its start-up gate on this machine."""
-    from pipeline.run.inspect import inspect_model  # noqa: PLC0415
+    """Show a model's card: what it is, what it costs per km2, and whether it runs correctly here (start-up gate)."""
+    from pipeline.run.inspect import fetch_model, inspect_model  # noqa: PLC0415
 
-    rows = inspect_model(name, load(config, overrides=set_ or []))
-    _print_rows(rows, as_json=as_json, title=f"Model {name}")
+    fetch = names[0] == "fetch"
+    if len(names) != (2 if fetch else 1):
+        raise InvalidInputError(f"one model, please: earthpress model MODEL, or earthpress model fetch ID; got {names}")
+    rows = fetch_model(names[1]) if fetch else inspect_model(names[0], load(config, overrides=set_ or []))
+    _print_rows(rows, as_json=as_json, title=f"Model {names[-1]}")
 
 
 @app.command(epilog="Example: earthpress doctor --json")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_PERIODS = 12
 """Time steps the released encoders were trained with (OlmoEarth: twelve 30-day periods)."""
 MAX_CONFIG_BYTES = 1_000_000
+MAX_PIXEL_DIMS = 192
+"""Widest vector that ``resolution: auto`` writes for every 10 m pixel; wider ones are written once per token."""
 
 
 class _Section(BaseModel):
@@ -54,35 +56,66 @@ class EncodeSettings(_Section):
     """The encoder and its window lattice."""
 
     patch_px: Literal[1, 2, 4, 8] = Field(4, description="Side of a token, 10 m pixels.")
-    window_px: int | Literal["auto"] = Field("auto", description="Side of a window; auto: 64, at patch 8: 96.")
-    overlap_px: int | Literal["auto"] = Field(
-        "auto", description="Overlap of windows; auto: 6 tokens, at patch 8: 4 tokens."
+    window_px: int | Literal["auto"] = Field(
+        "auto",
+        description="Side of a window; auto: the cheapest within the grids that the model's version was trained on.",
     )
-    stitch: Literal["blend"] = Field("blend", description="How overlapping windows become one field.")
+    overlap_px: int | Literal["auto"] = Field(
+        "auto", description="Overlap of windows; auto: twice margin_px. Give one of the two."
+    )
+    margin_px: int | Literal["auto"] = Field(
+        "auto",
+        description="Context on every side of what is kept; auto: half an overlap of 6 tokens (patch 8: 4), at most a "
+        "quarter of the largest trained grid.",
+    )
+    stitch: Literal["auto", "blend", "centre"] = Field(
+        "auto",
+        description="How overlapping windows become one field; auto: centre for models with absolute positions "
+        "(v1, v1.1), else blend.",
+    )
+    output: Literal["auto", "mean", "max", "location", "student", "student64"] = Field(
+        "auto",
+        description="Vector that is written: mean or max of a patch's tokens; v1.3 also its location tokens (768) and "
+        "their student (128) or its first 64 channels; auto: student for v1.3, else mean.",
+    )
+    resolution: Literal["auto", "pixel", "token"] = Field(
+        "auto", description="One vector per 10 m pixel or per token; auto: pixel up to 192 dimensions."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA and on CPUs with AVX512-BF16 or AMX, else float32."
     )
+    attention: Literal["auto", "sdpa", "own", "flex", "flash", "efficient", "cudnn", "math"] = Field(
+        "auto", description="Attention kernel; auto: the fastest of this device, measured once per store."
+    )
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on for CUDA.")
     batch_windows: int | Literal["auto"] = Field("auto", description="Windows per forward pass, fixed per store.")
 
-    def window(self) -> int:
-        """Window side in pixels."""
-        return (96 if self.patch_px == 8 else 64) if self.window_px == "auto" else self.window_px
+    def stitching(self, *, absolute: bool) -> str:
+        """``blend`` or ``centre``, for a model with or without absolute positions."""
+        return ("centre" if absolute else "blend") if self.stitch == "auto" else self.stitch
 
-    def overlap(self) -> int:
-        """Overlap in pixels."""
-        return self.patch_px * (4 if self.patch_px == 8 else 6) if self.overlap_px == "auto" else self.overlap_px
+    def token_px(self, dims: int) -> int:
+        """Side of a written vector in 10 m pixels: 1 or ``patch_px``."""
+        token = self.resolution == "token" or (self.resolution == "auto" and dims > MAX_PIXEL_DIMS)
+        return self.patch_px if token else 1
 
     @model_validator(mode="after")
     def _check(self) -> EncodeSettings:
-        window, overlap, patch = self.window(), self.overlap(), self.patch_px
-        if window <= 0 or window % patch:
-            raise ValueError(f"encode.window_px {window} is not a positive multiple of encode.patch_px {patch}")
-        if overlap < 0 or overlap % patch:
-            raise ValueError(f"encode.overlap_px {overlap} is not a multiple of encode.patch_px {patch}")
-        if overlap >= window:
-            raise ValueError(f"encode.overlap_px {overlap} must be smaller than encode.window_px {window}")
+        patch = self.patch_px
+        if isinstance(self.window_px, int) and (self.window_px <= 0 or self.window_px % patch):
+            raise ValueError(f"encode.window_px {self.window_px} is not a positive multiple of encode.patch_px {patch}")
+        if isinstance(self.overlap_px, int):
+            if self.overlap_px < 0 or self.overlap_px % patch:
+                raise ValueError(f"encode.overlap_px {self.overlap_px} is not a multiple of encode.patch_px {patch}")
+            if isinstance(self.window_px, int) and self.overlap_px >= self.window_px:
+                raise ValueError(
+                    f"encode.overlap_px {self.overlap_px} must be smaller than encode.window_px {self.window_px}"
+                )
+            if self.margin_px != "auto":
+                raise ValueError("encode.overlap_px and encode.margin_px say the same thing: give one of them")
+        if isinstance(self.margin_px, int) and self.margin_px < 0:
+            raise ValueError(f"encode.margin_px {self.margin_px} must not be negative")
         if isinstance(self.batch_windows, int) and self.batch_windows < 1:
             raise ValueError(f"encode.batch_windows {self.batch_windows} must be at least 1")
         return self

@@ -341,10 +341,10 @@ class ModelCard:
     """What is known about a model before it is built.
 
     Attributes:
-        name: What the user asked for (folder or ``random:v1.2-nano:0``).
-        version: ``v1.2``.
+        name: What the user asked for (folder, file, Hugging Face id or ``random:v1.2-nano:0``).
+        version: ``v1``, ``v1.1``, ``v1.2`` or ``v1.3``.
         size: ``nano``, ``tiny``, ... or ``custom``.
-        dims: Width of the embedding.
+        dims: Width of the vector that is written, see ``output``.
         depth: Encoder blocks.
         heads: Attention heads.
         parameters: Numbers in the encoder parts that inference needs.
@@ -353,6 +353,13 @@ class ModelCard:
         config: Hash of the encoder's configuration (widths, band order, position scales): with ``sha256`` it decides
             every vector.
         trained: False for random weights: everything made with them must be labelled as untrained.
+        width: Width of a token; 0: the same as ``dims``.
+        hidden: Channels of the per-pixel layer of the patch embedding; 0: a convolution (v1).
+        band_sets: (sensor, number of bands of each of its band sets) of every sensor.
+        pooler_depth: Layers of the attention pooler; 0: none.
+        student: Width of the pooler's student; 0: none.
+        output: Which vector is written: ``mean``, ``max``, ``location``, ``student`` or ``student64``.
+        licence: Of the weights, "" when unknown.
     """
 
     name: str
@@ -366,6 +373,18 @@ class ModelCard:
     sha256: str
     trained: bool
     config: str = ""
+    width: int = 0
+    hidden: int = 0
+    band_sets: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    pooler_depth: int = 0
+    student: int = 0
+    output: str = "mean"
+    licence: str = ""
+
+    @property
+    def token_width(self) -> int:
+        """Width of a token inside the encoder."""
+        return self.width or self.dims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +398,8 @@ class Numerics:
         compiled: Whether the encoder runs through torch.compile.
         batch_windows: Windows per forward pass; the last batch is padded to it.
         torch: torch version without the local part.
+        attention: Attention kernel: ``sdpa`` (torch), ``own`` (compiled for this CPU), ``flex``; others see
+            ``pipeline.encode.attention``.
     """
 
     device: str
@@ -387,28 +408,59 @@ class Numerics:
     compiled: bool
     batch_windows: int
     torch: str
+    attention: str = "sdpa"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridSpec:
-    """The window lattice; all in 10 m pixels.
+    """The window lattice and the pixels of the store; all in 10 m pixels.
 
     Attributes:
         patch_px: Side of a token.
         window_px: Side of an encoder window, a multiple of ``patch_px``.
         overlap_px: Overlap of neighbouring windows, a multiple of ``patch_px``, smaller than ``window_px``.
         tile_px: Side of a tile.
+        token_px: Side of a pixel of the store: 1, or ``patch_px`` for one vector per token.
+        stitch: ``blend`` (weighted mean of all windows over a token) or ``centre`` (each token from the window whose
+            centre is nearest).
     """
 
     patch_px: int
     window_px: int
     overlap_px: int
     tile_px: int
+    token_px: int = 1
+    stitch: str = "blend"
+
+    def __post_init__(self) -> None:
+        if self.token_px not in (1, self.patch_px):
+            raise InvalidInputError(f"GridSpec.token_px is {self.token_px}, must be 1 or patch_px {self.patch_px}")
+        if self.stitch not in ("blend", "centre"):
+            raise InvalidInputError(f"GridSpec.stitch is {self.stitch!r}, must be 'blend' or 'centre'")
 
     @property
     def stride_px(self) -> int:
         """Distance of window origins."""
         return self.window_px - self.overlap_px
+
+    @property
+    def pixel_m(self) -> int:
+        """Side of a pixel of the store, metres."""
+        return PIXEL_M * self.token_px
+
+    @property
+    def trim_px(self) -> int:
+        """What a window loses in the north and in the west: whole tokens, about half the overlap, 0 for ``blend``."""
+        return self.overlap_px // self.patch_px // 2 * self.patch_px if self.stitch == "centre" else 0
+
+    @property
+    def core_px(self) -> int:
+        """Side of the part of a window that is used, from ``trim_px`` on."""
+        return self.stride_px if self.stitch == "centre" else self.window_px
+
+    def on_store(self, box: Box) -> Box:
+        """A 10 m box with edges at tokens, e.g. of a tile or a block, in pixels of the store."""
+        return box.cover(self.pixel_m)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -418,14 +470,15 @@ class Layer:
     Attributes:
         res_m: Native resolution, metres.
         bands: Band names, in the order of ``pixels`` axis 1.
-        pixels: (time, band, row, col) uint16; encoding of ``DN_OFFSET``; 0 is nodata.
+        pixels: (time, band, row, col); uint16 DN, 0 is nodata (Sentinel-2 in the encoding of ``DN_OFFSET``); for
+            Sentinel-1 float32 decibels at 10 m, NaN is nodata.
         valid: (time, row, col) bool: some band of the layer has data.
         box: Lattice box of ``res_m`` under the arrays; covers the Stack's box with a margin for interpolation.
     """
 
     res_m: int
     bands: tuple[str, ...]
-    pixels: NDArray[np.uint16]
+    pixels: NDArray[np.uint16] | NDArray[np.float32]
     valid: NDArray[np.bool_]
     box: Box
 
@@ -435,7 +488,7 @@ class Layer:
             raise InvalidInputError(
                 f"Layer {self.res_m} m: pixels {self.pixels.shape} and valid {self.valid.shape}, want {want}"
             )
-        if self.pixels.dtype != np.uint16 or self.valid.dtype != np.bool_:
+        if self.pixels.dtype not in (np.uint16, np.float32) or self.valid.dtype != np.bool_:
             raise InvalidInputError(f"Layer {self.res_m} m: dtypes {self.pixels.dtype} and {self.valid.dtype}")
 
 
@@ -489,25 +542,6 @@ class Stack:
         return sum(layer.pixels.nbytes + layer.valid.nbytes for layer in self.layers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Embedding:
-    """A stitched field of vectors on the token grid or the pixel grid.
-
-    Attributes:
-        values: (row, col, dim) float32; undefined where not valid.
-        valid: (row, col) bool.
-        box: Lattice box; ``res_m`` is 10 * patch_px on the token grid and 10 on the pixel grid.
-    """
-
-    values: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    box: Box
-
-    def __post_init__(self) -> None:
-        if self.values.shape[:2] != self.box.shape or self.valid.shape != self.box.shape:
-            raise InvalidInputError(f"Embedding {self.values.shape}, valid {self.valid.shape} on {self.box}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """How floats become int8 codes: one symmetric linear scale per dimension.
@@ -518,6 +552,8 @@ class Calibration:
         source: What it was derived from, for the metadata.
         model_sha256: Weights it belongs to.
         patch_px: Patch it belongs to.
+        output: Which vector of the model, see ``ModelCard.output``.
+        sensors: What the model is fed with.
     """
 
     scale: tuple[float, ...]
@@ -525,6 +561,8 @@ class Calibration:
     source: str
     model_sha256: str
     patch_px: int
+    output: str = "mean"
+    sensors: tuple[str, ...] = ("sentinel2_l2a",)
 
     @property
     def hash(self) -> str:
@@ -539,8 +577,8 @@ class Int8Embedding:
     Attributes:
         codes: (dim, row, col) int8; -128 is nodata.
         reason: (row, col) uint8, see ``Reason``.
-        n_obs: (row, col) uint8: periods with a valid observation.
-        box: 10 m box of the tile.
+        n_obs: (row, col) uint8: periods with a valid observation; of any part of the pixel where it is a token.
+        box: Box of the tile in pixels of the store, see ``GridSpec.token_px``.
         clipped: Share of values that were clipped at +-127, 0..1.
     """
 
@@ -647,7 +685,7 @@ class Receipt:
         usage: What it took.
         attempt: Number of the attempt that won.
         calibration: Hash of the calibration used.
-        valid_px: Pixels with an embedding.
+        valid_px: Pixels of the store with an embedding.
         clipped: Share of clipped values.
         weights_sha256: Of the model.
     """

@@ -1,34 +1,44 @@
-"""The OlmoEarth v1.2 encoder, inference only, one fixed shape.
+"""The OlmoEarth encoder, every release, inference only, one fixed shape.
 
-An ``Encoder`` is built for one (window, patch, dates): everything that follows from them - interpolation matrices,
-encodings, rotary tables - is computed once, and a forward pass is matrix products, attention and norms. It reads
-normalised pixels of one sensor and knows nothing of files, nodata rules or devices' batching.
+An ``Encoder`` is built for one (window, patch, dates, sensors): everything that follows from them - interpolation matrices,
+encodings, rotary tables - is computed once, and a forward pass is matrix products, attention and norms. It reads normalised
+pixels and knows nothing of files, nodata rules or devices' batching.
 
-Differences from the reference that change no result: queries, keys and values share one product; query and key rows are
-permuted so that rotary pairs are halves (``halves``); the channel and month encodings are part of the patch embedding's
-bias; time starts at 0 at the first date. Tokens run (time, row, col). In bfloat16 the weights, products and attention
-are bfloat16; the stream of tokens, norms and resizing stay float32.
+    pixels of each sensor -> patch embedding + encodings -> blocks -> norm -> pooling (v1, v1.1, v1.2) or pooler (v1.3)
+
+v1 has three band sets for Sentinel-2 (a token each), a convolution and added positions; v1.1 one band set and a linear
+embedding; v1.2 rotary positions; v1.3 adds the pooler. Tokens run sensor by sensor, in each (time, row, col, band set).
+Differences from the reference that change no result are named in ``layers``, ``embed`` and ``pooler``; time starts at 0 at
+the first date.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import nn
 
 from pipeline.encode import rope
-from pipeline.encode.checkpoint import patch_stem
-from pipeline.encode.patch import KERNEL_PX, resize_matrix, token_grid
+from pipeline.encode.embed import PatchEmbed
+from pipeline.encode.layers import Block, Linear, Norm, Style
+from pipeline.encode.patch import token_grid
+from pipeline.encode.pooler import STEM as POOLER
+from pipeline.encode.pooler import Pooler
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import date
 
-    from pipeline.encode.checkpoint import Checkpoint, EncoderConfig
+    from pipeline.encode.checkpoint import Checkpoint
 
-NORM_EPS = 1e-5
+Pixels = torch.Tensor | tuple[torch.Tensor, ...]
+LOCATION_OUTPUTS = ("location", "student", "student64")
+STUDENT_PREFIX = 64
+"""Channels of ``student64``: the first of the normalised student, not normalised again (a Matryoshka prefix)."""
 
 
 class Encoder(nn.Module):
@@ -41,9 +51,13 @@ class Encoder(nn.Module):
         window_px: tuple[int, int],
         patch_px: int,
         dates: Sequence[date],
-        sensor: str = "sentinel2_l2a",
+        sensors: tuple[str, ...] = ("sentinel2_l2a",),
+        output: str | None = None,
         dtype: torch.dtype = torch.float32,
         halves: bool | None = None,
+        attention: str = "sdpa",
+        core: tuple[int, int] | None = None,
+        location_px: int | None = None,
     ) -> None:
         """Build for one shape.
 
@@ -52,206 +66,257 @@ class Encoder(nn.Module):
             window_px: (rows, cols) of a window, 10 m pixels, multiples of ``patch_px``.
             patch_px: Side of a token, 1..8.
             dates: Model date of each period, in order.
-            sensor: Which sensor the pixels are of.
-            dtype: float32 or bfloat16: of weights, products and attention.
-            halves: Store rotary pairs as halves, which a compiled graph fuses; eager float32 is faster with
-                interleaved pairs. None: halves for bfloat16 only.
+            sensors: Which sensors the pixels are of, in the order in which they are given.
+            output: What ``forward`` gives: ``mean``, ``max``, ``location`` (also for ``student`` and ``student64``, whose
+                ``Head`` comes after stitching); None: as the checkpoint's card says.
+            dtype: float32, bfloat16 or float16: of weights, products and attention.
+            halves: Store rotary pairs as halves, which compiled graphs and kernels want; eager float32 is faster with
+                interleaved pairs. None: halves unless eager float32 with torch's attention.
+            attention: Attention kernel, see ``pipeline.encode.attention``.
+            core: (first token, tokens) along both axes of those that are wanted; the last block computes no others.
+            location_px: v1.3: side of a location token, divides ``patch_px``; None: ``patch_px``. Whether released
+                weights were trained for less is unknown.
 
         Raises:
-            ConfigError: Window and patch do not fit.
-            CheckpointError: The model does not take this sensor.
+            ConfigError: Window, patch, core or location do not fit, or the model has no such output.
+            CheckpointError: The model does not take a sensor.
             InvalidInputError: No dates.
         """
         super().__init__()
-        config = checkpoint.config
-        split = dtype != torch.float32 if halves is None else halves
-        self.grid = token_grid(window_px, patch_px)
-        self.dims, self.bands, self.periods = config.dims, len(config.bands(sensor)), len(dates)
-        coords = rope.coordinates(dates, self.grid, step=patch_px * config.coordinate_scale, scale=config.time_scale)
-        self.embed = PatchEmbed(
-            checkpoint, sensor=sensor, window_px=window_px, patch_px=patch_px, dates=dates, dtype=dtype
+        config, card = checkpoint.config, checkpoint.card
+        output = card.output if output is None else output
+        self.output = "location" if output in LOCATION_OUTPUTS else output
+        split = (dtype != torch.float32 or attention != "sdpa") if halves is None else halves
+        style = Style(dtype=dtype, halves=split, attention=attention)
+        self.grid, self.dims, self.periods = token_grid(window_px, patch_px), config.dims, len(dates)
+        self.sensors = sensors
+        self.sets = tuple(len(config.sensor(name).band_sets) for name in sensors)
+        self.bands = tuple(len(config.bands(name)) for name in sensors)
+        self.core = self._checked_core(core)
+        step = patch_px * config.coordinate_scale
+        coords = rope.coordinates(dates, self.grid, step=step, scale=config.time_scale)
+        coords = np.concatenate([np.repeat(coords, count, axis=0) for count in self.sets])
+        self.embeds = nn.ModuleList(
+            PatchEmbed(checkpoint, sensor=name, window_px=window_px, patch_px=patch_px, dates=dates, dtype=dtype)
+            for name in sensors
         )
+        wanted = self._core_tokens() if self.core and self.output != "location" else None
         self.blocks = nn.ModuleList(
-            Block(checkpoint, i, coords=coords, dtype=dtype, halves=split) for i in range(config.depth)
+            Block(
+                checkpoint.tensors,
+                f"blocks.{i}",
+                heads=config.heads,
+                turns=rope.tables(checkpoint.tensors[f"blocks.{i}.attn.rope_mixed_freqs"], coords)
+                if config.rope
+                else None,
+                style=style,
+                core=wanted if i == config.depth - 1 else None,
+            )
+            for i in range(config.depth)
         )
         self.norm = Norm(checkpoint.tensors, "norm")
+        self.field_grid, self.field_dims, self.pooler = self.grid, self.dims, None
+        if self.output == "location":
+            self._add_pooler(checkpoint, coords[:, 1:], step=step, share=self._share(location_px, patch_px), style=style)
+        elif self.output not in ("mean", "max"):
+            raise ConfigError(f"output {output!r} is none of mean, max, location, student, student64")
 
-    def tokens(self, pixels: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """Every token after the final norm.
+    def _add_pooler(
+        self, checkpoint: Checkpoint, places: rope.Coordinates, *, step: float, share: float, style: Style
+    ) -> None:
+        config = checkpoint.config.pooler
+        if config is None:
+            raise ConfigError(f"model {checkpoint.card.name} ({checkpoint.card.version}) has no location tokens")
+        self.field_grid, self.field_dims = tuple(round(n / share) for n in self.grid), config.dims
+        if self.core and share != 1:
+            raise ConfigError("a core needs location tokens as large as a patch")
+        queries = rope.query_places(self.field_grid, step=step, share=share)
+        core = self._core_cells() if self.core else None
+        self.pooler = Pooler(checkpoint, tokens=places, queries=queries, style=style, core=core)
+
+    @staticmethod
+    def _share(location_px: int | None, patch_px: int) -> float:
+        if location_px is not None and (location_px < 1 or patch_px % location_px):
+            raise ConfigError(f"location_px {location_px} does not divide the patch of {patch_px} px")
+        return 1.0 if location_px is None else location_px / patch_px
+
+    def _checked_core(self, core: tuple[int, int] | None) -> tuple[int, int] | None:
+        if core is None or core == (0, max(self.grid)):
+            return None
+        first, count = core
+        if first < 0 or count < 1 or first + count > min(self.grid):
+            raise ConfigError(f"core of {count} tokens from {first} does not lie in a grid of {self.grid} tokens")
+        return core
+
+    def _core_cells(self) -> torch.Tensor:
+        """Indices of the core's cells, row by row."""
+        assert self.core is not None
+        inside = slice(self.core[0], sum(self.core))
+        return torch.arange(self.grid[0] * self.grid[1]).view(self.grid)[inside, inside].flatten()
+
+    def _core_tokens(self) -> torch.Tensor:
+        """Indices of the core's tokens of all sensors."""
+        cells, parts, start = self.grid[0] * self.grid[1], [], 0
+        for sets in self.sets:
+            every = torch.arange(self.periods * cells * sets).view(self.periods, cells, sets)
+            parts.append(every[:, self._core_cells()].flatten() + start)
+            start += every.numel()
+        return torch.cat(parts)
+
+    def encode(self, pixels: Pixels, visible: torch.Tensor | None = None) -> torch.Tensor:
+        """Every token after the final norm, flat: (window, token, dim) float32, of the core only where it prunes.
 
         Args:
-            pixels: (window, time, band, row, col) float32, normalised, missing values 0.
-            visible: (window, time, token_row, token_col) bool, False for tokens kept out of attention; None when all
-                are visible. Each window needs at least one.
-
-        Returns:
-            (window, time, token_row, token_col, dim) float32; undefined where not visible.
+            pixels: One (window, time, band, row, col) float32 per sensor, normalised; a bare tensor for one sensor.
+            visible: (window, sensor, time, token_row, token_col) bool, False for tokens kept out of attention; None
+                when all are visible. A window without any gives zeros or, with torch's attention, numbers to ignore.
         """
-        x = self.embed(pixels)  # (window, token, dim)
-        keys = None if visible is None else visible.flatten(1)[:, None, None, :]  # (window, 1, 1, token)
+        parts = (pixels,) if isinstance(pixels, torch.Tensor) else pixels
+        x = [embed(part) for embed, part in zip(self.embeds, parts, strict=True)]
+        stream = torch.cat(x, dim=1) if len(x) > 1 else x[0]  # (window, token, dim)
+        keys = None if visible is None else self.flat(visible)
         for block in self.blocks:
-            x = block(x, keys)
-        return torch.unflatten(self.norm(x), 1, (self.periods, *self.grid))
-
-    def forward(self, pixels: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """One vector per patch: the mean of its visible tokens over time.
-
-        Args:
-            pixels: As for ``tokens``.
-            visible: As for ``tokens``.
-
-        Returns:
-            (window, token_row, token_col, dim) float32; zeros where no period is visible.
-        """
-        tokens = self.tokens(pixels, visible)
-        if visible is None:
-            return tokens.mean(dim=1)
-        count = visible.sum(dim=1).clamp(min=1).unsqueeze(-1)
-        return torch.where(visible.unsqueeze(-1), tokens, 0.0).sum(dim=1) / count
-
-
-class PatchEmbed(nn.Module):
-    """Windows to tokens: resize to 8 x 8 samples per token, a linear layer per sample, a linear layer per token."""
-
-    rows: torch.Tensor
-    cols: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        sensor: str,
-        window_px: tuple[int, int],
-        patch_px: int,
-        dates: Sequence[date],
-        dtype: torch.dtype,
-    ) -> None:
-        """Build for one shape; arguments as for ``Encoder``."""
-        super().__init__()
-        stem, tensors = patch_stem(sensor), checkpoint.tensors
-        self.resized = patch_px != KERNEL_PX
-        if self.resized:
-            rows, cols = (torch.from_numpy(resize_matrix(side, patch_px)).float() for side in window_px)
-            self.register_buffer("rows", rows)
-            self.register_buffer("cols", cols.T.contiguous())
-        self.pixel = Linear(tensors, (f"{stem}.pixel_proj.0",), dtype=dtype)
-        self.register_buffer("weight", tensors[f"{stem}.proj.weight"].to(dtype))
-        encoding = composite_encoding(checkpoint.config, tensors, sensor=sensor, dates=dates)
-        bias = tensors[f"{stem}.proj.bias"] + encoding  # (time, dim)
-        self.register_buffer("bias", bias[:, None, None, :].contiguous())
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(window, time, band, row, col) float32 to (window, token, dim) float32."""
-        x = torch.matmul(pixels, self.cols) if self.resized else pixels  # (w, t, band, row, 8 gw)
-        x = x.permute(0, 1, 3, 4, 2).flatten(-2)  # (w, t, row, 8 gw band)
-        x = torch.matmul(self.rows, x) if self.resized else x  # (w, t, 8 gh, 8 gw band)
-        x = torch.unflatten(torch.unflatten(x, -1, (-1, KERNEL_PX, pixels.shape[2])), 2, (-1, KERNEL_PX))
-        x = x.transpose(3, 4).to(self.weight.dtype)  # (w, t, gh, gw, 8, 8, band)
-        x = F.relu(self.pixel(x), inplace=True)  # (w, t, gh, gw, 8, 8, hidden)
-        x = F.linear(x.flatten(-3), self.weight)  # (w, t, gh, gw, dim)
-        return (x + self.bias).flatten(1, 3)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block with rotary positions and global attention."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-    turns: torch.Tensor
-
-    def __init__(
-        self, checkpoint: Checkpoint, index: int, *, coords: rope.Coordinates, dtype: torch.dtype, halves: bool
-    ) -> None:
-        """Build block ``index`` for tokens at ``coords`` (token, 3)."""
-        super().__init__()
-        config, tensors, stem = checkpoint.config, checkpoint.tensors, f"blocks.{index}"
-        self.shape = (3, config.heads, config.head_dim)
-        self.halves = halves
-        rows = torch.arange(config.dims)
-        order = rope.half_split_order(config.heads, config.head_dim) if halves else rows
-        self.norm1 = Norm(tensors, f"{stem}.norm1")
-        names = tuple(f"{stem}.attn.{part}" for part in "qkv")
-        self.qkv = Linear(tensors, names, dtype=dtype, orders=(order, order, rows))
-        self.proj = Linear(tensors, (f"{stem}.attn.proj",), dtype=dtype)
-        self.norm2 = Norm(tensors, f"{stem}.norm2")
-        self.fc1 = Linear(tensors, (f"{stem}.mlp.fc1",), dtype=dtype)
-        self.fc2 = Linear(tensors, (f"{stem}.mlp.fc2",), dtype=dtype)
-        cos, sin = rope.tables(tensors[f"{stem}.attn.rope_mixed_freqs"], coords)  # (token, head, head_dim / 2)
-        if halves:
-            self.register_buffer("cos", cos.unsqueeze(1).to(dtype))
-            self.register_buffer("sin", sin.unsqueeze(1).to(dtype))
-        else:
-            self.register_buffer("turns", torch.complex(cos, sin).flatten(1).unsqueeze(1))
-
-    def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        """(window, token, dim) to the same; ``keys`` (window, 1, 1, token) bool or None."""
-        qkv = torch.unflatten(self.qkv(self.norm1(x)), -1, self.shape)  # (window, token, 3, head, head_dim)
-        qk = qkv[:, :, :2]
-        qk = rope.rotate_halves(qk, self.cos, self.sin) if self.halves else rope.rotate_pairs(qk, self.turns)
-        q, k, v = (part.transpose(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)  # (window, head, token, head_dim)
-        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
-        out: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+            stream = block(stream, keys)
+        out: torch.Tensor = self.norm(stream)
         return out
 
+    def flat(self, visible: torch.Tensor) -> torch.Tensor:
+        """(window, sensor, time, row, col) to (window, token) in the order of the tokens."""
+        parts = [
+            part.flatten(1).repeat_interleave(sets, dim=1) if sets > 1 else part.flatten(1)
+            for part, sets in zip(visible.unbind(1), self.sets, strict=True)
+        ]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-class Linear(nn.Module):
-    """One or several linear layers over the same input as one product; casts its input to its own dtype."""
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(window, token, dim) to one (window, time, row, col, band set, dim) per sensor."""
+        pruned = self.core if tokens.shape[1] != self._count(self.grid) else None
+        grid = self.grid if pruned is None else (pruned[1], pruned[1])
+        counts = [self.periods * grid[0] * grid[1] * sets for sets in self.sets]
+        return tuple(
+            torch.unflatten(part, 1, (self.periods, *grid, sets))
+            for part, sets in zip(tokens.split(counts, dim=1), self.sets, strict=True)
+        )
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    def _count(self, grid: tuple[int, int]) -> int:
+        return self.periods * grid[0] * grid[1] * sum(self.sets)
 
-    def __init__(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        names: tuple[str, ...],
-        *,
-        dtype: torch.dtype,
-        orders: tuple[torch.Tensor, ...] | None = None,
-    ) -> None:
-        """Stack the rows of ``names``, each permuted by its order."""
-        super().__init__()
-        rows = orders or tuple(torch.arange(len(tensors[f"{name}.bias"])) for name in names)
-        weight = torch.cat([tensors[f"{name}.weight"][order] for name, order in zip(names, rows, strict=True)])
-        bias = torch.cat([tensors[f"{name}.bias"][order] for name, order in zip(names, rows, strict=True)])
-        self.register_buffer("weight", weight.to(dtype))
-        self.register_buffer("bias", bias.to(dtype))
+    def tokens(self, pixels: Pixels, visible: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Unpooled tokens, one (window, time, token_row, token_col, band set, dim) float32 per sensor.
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out) in the dtype of the weights."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        Undefined where not visible. Arguments as for ``encode``.
+        """
+        return self.split(self.encode(pixels, visible))
+
+    def per_sensor(self, pixels: Pixels, visible: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean of each sensor's visible tokens: (window, sensor, token_row, token_col, dim) float32; zeros where none."""
+        means = [self._mean(part, seen)[0] for part, seen in self._with_visible(self.encode(pixels, visible), visible)]
+        return torch.stack(means, dim=1)
+
+    def forward(self, pixels: Pixels, visible: torch.Tensor | None = None) -> torch.Tensor:
+        """One vector per patch; ``Head`` makes the written one of it.
+
+        ``mean``: of each sensor's visible tokens over time and band sets, then over the sensors present in that patch;
+        ``max``: over all visible tokens of the patch; ``location``: the pooler's location tokens.
+
+        Args:
+            pixels: As for ``encode``.
+            visible: As for ``encode``.
+
+        Returns:
+            (window, token_row, token_col, ``field_dims``) float32; zeros outside the core; zeros (``location``:
+            undefined) where no token of a patch is visible.
+        """
+        tokens = self.encode(pixels, visible)
+        if self.pooler is not None:
+            field = self.pooler(tokens, None if visible is None else self.flat(visible))
+            grid = self.field_grid if self.core is None else (self.core[1], self.core[1])
+            field = torch.unflatten(field, 1, grid)
+        else:
+            pairs = self._with_visible(tokens, visible)
+            field = self._pool_max(pairs) if self.output == "max" else self._pool_mean(pairs)
+        if self.core is None:
+            return field
+        (first, count), (rows, cols) = self.core, self.grid
+        return F.pad(field, (0, 0, first, cols - first - count, first, rows - first - count))
+
+    def _with_visible(
+        self, tokens: torch.Tensor, visible: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """(tokens, visible (window, time, row, col)) of each sensor, cut to the core where the tokens are."""
+        parts = self.split(tokens)
+        if visible is None:
+            return [(part, None) for part in parts]
+        if parts[0].shape[2] != visible.shape[3]:
+            assert self.core is not None
+            inside = slice(self.core[0], sum(self.core))
+            visible = visible[..., inside, inside]
+        return list(zip(parts, visible.unbind(1), strict=True))
+
+    @staticmethod
+    def _mean(tokens: torch.Tensor, visible: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(mean (window, row, col, dim), number of visible periods (window, row, col, 1)) of one sensor."""
+        if visible is None:
+            return tokens.mean(dim=(1, 4)), None
+        count = visible.sum(dim=1).unsqueeze(-1)  # (window, row, col, 1)
+        total = torch.where(visible[..., None, None], tokens, 0.0).sum(dim=(1, 4))
+        return total / (count * tokens.shape[4]).clamp(min=1), count
+
+    def _pool_mean(self, pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
+        means = [self._mean(part, seen) for part, seen in pairs]
+        if len(means) == 1:
+            return means[0][0]
+        total = torch.stack([mean for mean, _ in means]).sum(dim=0)
+        if means[0][1] is None:
+            return total / len(means)
+        present = torch.stack([count > 0 for _, count in means if count is not None]).sum(dim=0)
+        return total / present.clamp(min=1)
+
+    @staticmethod
+    def _pool_max(pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
+        best, seen = [], []
+        for part, visible in pairs:
+            shown = part if visible is None else torch.where(visible[..., None, None], part, -torch.inf)
+            best.append(shown.amax(dim=(1, 4)))
+            seen.append(None if visible is None else visible.any(dim=1))
+        top = torch.stack(best).amax(dim=0)
+        if seen[0] is None:
+            return top
+        some = torch.stack([part for part in seen if part is not None]).any(dim=0)
+        return torch.where(some.unsqueeze(-1), top, 0.0)
 
 
-class Norm(nn.Module):
-    """LayerNorm in float32."""
+class Head(nn.Module):
+    """Stitched field vectors to written vectors: the student of v1.3 in float32, else nothing.
 
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], name: str) -> None:
-        """Take ``name``.weight and .bias."""
-        super().__init__()
-        self.register_buffer("weight", tensors[f"{name}.weight"].clone())
-        self.register_buffer("bias", tensors[f"{name}.bias"].clone())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., dim) float32 to the same."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
-
-
-def composite_encoding(
-    config: EncoderConfig, tensors: Mapping[str, torch.Tensor], *, sensor: str, dates: Sequence[date]
-) -> torch.Tensor:
-    """What v1.2 adds to a sensor's tokens: channel in the first quarter of the width, month in the third.
-
-    Returns:
-        (time, dim) float32.
+    It comes after stitching, because means of normalised student vectors leave the sphere that its last norm puts them on.
     """
-    n = config.dims // 4
-    encoding = torch.zeros(len(dates), config.dims)
-    encoding[:, :n] = tensors[f"composite_encodings.per_modality_channel_embeddings.{sensor}"][0]
-    months = torch.tensor([d.month - 1 for d in dates])
-    encoding[:, 2 * n : 3 * n] = tensors["composite_encodings.month_embed.weight"][months]
-    return encoding
+
+    def __init__(self, checkpoint: Checkpoint, output: str | None = None) -> None:
+        """Build for an output; None: as the card says.
+
+        Raises:
+            ConfigError: The model has no student.
+        """
+        super().__init__()
+        output = checkpoint.card.output if output is None else output
+        config = checkpoint.config.pooler
+        self.student = output in ("student", "student64")
+        self.prefix = STUDENT_PREFIX if output == "student64" else None
+        self.norm: Norm | None = None
+        if not self.student:
+            return
+        if config is None or not config.student:
+            raise ConfigError(f"model {checkpoint.card.name} ({checkpoint.card.version}) has no student")
+        self.linear = Linear(checkpoint.tensors, (f"{POOLER}.student.0",), dtype=torch.float32)
+        if config.student_norm:
+            self.norm = Norm(checkpoint.tensors, f"{POOLER}.student.1")
+
+    def forward(self, field: torch.Tensor) -> torch.Tensor:
+        """(..., field_dims) float32 to (..., dims) float32."""
+        if not self.student:
+            return field
+        x: torch.Tensor = self.linear(field)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.prefix is None else x[..., : self.prefix]

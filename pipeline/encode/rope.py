@@ -1,9 +1,10 @@
-"""Rotary positions of the v1.2 encoder (``rope_3d_mixed``): coordinates, tables and the rotation.
+"""Rotary positions: coordinates of tokens, tables of cosines and sines, the rotation.
 
-Every block and head has its own learned frequencies for (time, row, column); a token's angle is their product with its
-coordinates, and query and key pairs are rotated by it. Only differences of coordinates matter, so they restart at 0 in
-every window and at the first date: angles stay small. They are computed in float64 once per (window, patch, dates);
-bfloat16 is for the finished sines and cosines alone, because bfloat16 coordinates destroy the rotation.
+v1.2 and v1.3 rotate queries and keys of every block (``rope_3d_mixed``): every block and head has its own learned
+frequencies for (time, row, column), and a token's angle is their product with its coordinates. The pooler of v1.3 rotates
+by row and column only, with fixed frequencies (``axial_tables``). Only differences of coordinates matter, so they restart
+at 0 in every window and at the first date: angles stay small. They are computed in float64 once per (window, patch,
+dates); bfloat16 is for finished sines and cosines alone, because bfloat16 coordinates destroy the rotation.
 """
 
 from __future__ import annotations
@@ -55,8 +56,24 @@ def coordinates(dates: Sequence[date], grid: tuple[int, int], *, step: float, sc
     return np.stack([t.ravel(), row.ravel(), col.ravel()], axis=1)
 
 
+def query_places(grid: tuple[int, int], *, step: float, share: float = 1.0) -> Coordinates:
+    """(query, 2) coordinates (row, col) of the pooler's queries, row by row, in the frame of the tokens.
+
+    Query k of an axis has its centre at ``((k + 0.5) * share - 0.5) * step``: with ``share`` 1 the tokens' own
+    coordinates, with share 1/4 four queries per token and axis.
+
+    Args:
+        grid: (query rows, query columns).
+        step: Spatial distance of neighbouring tokens.
+        share: Side of a query's square as a share of a patch.
+    """
+    rows, cols = (((np.arange(n) + 0.5) * share - 0.5) * step for n in grid)
+    row, col = np.meshgrid(rows, cols, indexing="ij")
+    return np.stack([row.ravel(), col.ravel()], axis=1)
+
+
 def tables(frequencies: torch.Tensor, coords: Coordinates) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, each (token, head, head_dim / 2) float32.
+    """Cosines and sines of mixed rotary positions, each (token, head, head_dim / 2) float32.
 
     Args:
         frequencies: (3, head, head_dim / 2), axis order time, row, column.
@@ -64,6 +81,27 @@ def tables(frequencies: torch.Tensor, coords: Coordinates) -> tuple[torch.Tensor
     """
     angles = torch.einsum("na,ahp->nhp", torch.from_numpy(coords), frequencies.double())
     return angles.cos().float(), angles.sin().float()
+
+
+def axial_tables(places: Coordinates, *, heads: int, head_dim: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of axial rotary positions, each (token, head, head_dim / 2) float32, equal for all heads.
+
+    The first half of a head's pairs turns with the row, the second with the column, by ``base ** (-2 i / (head_dim /
+    2))``, i = 0 .. head_dim / 4 - 1.
+
+    Args:
+        places: (token, 2) coordinates (row, col).
+        heads: Attention heads.
+        head_dim: Channels of one head, a multiple of 4.
+        base: Base of the frequencies.
+    """
+    turn = base ** (-2.0 * np.arange(head_dim // 4) / (head_dim // 2))
+    angles = np.concatenate([places[:, :1] * turn, places[:, 1:] * turn], axis=1)
+    cos, sin = (torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+    return (
+        cos[:, None].expand(-1, heads, -1).contiguous(),
+        sin[:, None].expand(-1, heads, -1).contiguous(),
+    )
 
 
 def half_split_order(heads: int, head_dim: int) -> torch.Tensor:
@@ -82,8 +120,8 @@ def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     """Rotate pairs stored as halves: the form for compiled graphs and bfloat16, where it fuses.
 
     Args:
-        x: (window, token, n, head, head_dim), weights permuted by ``half_split_order``.
-        cos: (token, 1, head, head_dim / 2) in the dtype of ``x``.
+        x: (..., head_dim), weights permuted by ``half_split_order``.
+        cos: Broadcastable to (..., head_dim / 2), in the dtype of ``x``.
         sin: As ``cos``.
     """
     first, second = x.chunk(2, dim=-1)

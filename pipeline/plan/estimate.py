@@ -2,6 +2,7 @@
 
 Pure arithmetic on shapes. Every figure has a measured twin in ``Usage`` and the report prints the ratio, so a constant
 here that does not fit a machine shows at once. Unknown prices give None; an unknown speed gives 0 device seconds.
+The work itself is counted in ``pipeline.plan.flops``.
 """
 
 from __future__ import annotations
@@ -10,61 +11,24 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pipeline.plan.flops import S2, flops_per_window, tokens_per_window
 from pipeline.types import BLOCK_PX, CELL_PX, Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-# --- encoder work -----------------------------------------------------------------------------------------------------
-
-KERNEL_PX = 8
-"""Side of the stored patch kernel; smaller patches are resized to it, so a token always sees 8 x 8 pixels."""
-HIDDEN = {128: 12}
-"""Hidden channels per pixel of the patch embedding by model width; every other width has 64 (released v1.1, v1.2)."""
-S2_BANDS = 12
-BAND_SETS_V1 = (4, 6, 2)
-"""Sentinel-2 bands per band set of version v1; later versions have one set of all twelve."""
-
-
-def flops_per_window(card: ModelCard, grid: GridSpec, periods: int, *, hidden: int | None = None) -> float:
-    """Floating point operations of one window (2 per multiply-add), attention included, for one sensor (Sentinel-2).
-
-    Per block and token: q, k, v and projection 8 D^2, MLP of ratio 4 16 D^2; scores and weighted sum 4 N D. Patch
-    embedding from v1.1 on: per-pixel linear C -> h on 64 pixels, then 64 h -> D; v1: one 64 C -> D product per band
-    set. Softmax, norms, position tables, resizing and v1.3's pooler (a sixth at one period, 3 % at twelve) are left
-    out. Source: the released encoder (olmoearth-pretrain-minimal 0.1.5); agrees with a FLOP counter plus the attention
-    that counters miss.
-
-    Args:
-        card: Width and depth.
-        grid: Window and patch.
-        periods: Time steps.
-        hidden: Hidden channels of the patch embedding; None: as released.
-
-    >>> nano = ModelCard(name="", version="v1.2", size="nano", dims=128, depth=4, heads=8, parameters=0,
-    ...                  sensors=(), sha256="", trained=False)
-    >>> round(flops_per_window(nano, GridSpec(patch_px=8, window_px=64, overlap_px=32, tile_px=512), 1) / 1e9, 3)
-    0.123
-    """
-    cells = (grid.window_px // grid.patch_px) ** 2 * periods
-    tokens = tokens_per_window(card, grid, periods)
-    blocks = card.depth * (24.0 * card.dims**2 * tokens + 4.0 * card.dims * tokens**2)
-    return blocks + cells * _embed_flops(card, hidden)
-
-
-def tokens_per_window(card: ModelCard, grid: GridSpec, periods: int) -> int:
-    """Tokens the encoder reads per window."""
-    return (grid.window_px // grid.patch_px) ** 2 * periods * (len(BAND_SETS_V1) if card.version == "v1" else 1)
-
-
-def _embed_flops(card: ModelCard, hidden: int | None) -> float:
-    """Patch embedding of one cell and period, all band sets."""
-    pixels = KERNEL_PX**2
-    if card.version == "v1":
-        return 2.0 * pixels * sum(BAND_SETS_V1) * card.dims
-    width = HIDDEN.get(card.dims, 64) if hidden is None else hidden
-    return 2.0 * pixels * width * (S2_BANDS + card.dims)
-
+__all__ = [
+    "RATES",
+    "DeviceRate",
+    "Price",
+    "Rate",
+    "device_rate",
+    "estimate_tile",
+    "flops_per_window",
+    "rate_for",
+    "tokens_per_window",
+    "total",
+]
 
 # --- speed and price --------------------------------------------------------------------------------------------------
 
@@ -77,7 +41,7 @@ class DeviceRate:
         match: Part of the device's product name, lower case; "" fits every device of the kind.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``bfloat16``.
-        dims: Width of the model it was taken with.
+        dims: Width of a token of the model it was taken with.
         gflops: 1e9 floating point operations per second, attention counted.
         source: Where the number is from.
     """
@@ -142,7 +106,10 @@ RATES: tuple[DeviceRate, ...] = (
 
 
 def device_rate(numerics: Numerics, dims: int) -> DeviceRate | None:
-    """The row for a device, dtype and the nearest model width; None for an unknown device."""
+    """The row for a device, dtype and the nearest token width; None for an unknown device.
+
+    The width of a token, not of the vector that is written: v1.3 writes 128 numbers and works 768 wide.
+    """
     name = numerics.device_name.lower()
     kind = [r for r in RATES if r.device == numerics.device and r.dtype == numerics.dtype and r.match in name]
     fit = [r for r in kind if r.match == kind[0].match] if kind else []
@@ -184,7 +151,7 @@ class Rate:
     encoders: int = 1
 
     def speed(self, dims: int) -> float | None:
-        """Floating point operations per second of one device, None when unknown."""
+        """Floating point operations per second of one device for tokens of width ``dims``, None when unknown."""
         if self.flops_per_s is not None:
             return self.flops_per_s
         row = device_rate(self.numerics, dims)
@@ -208,17 +175,23 @@ NATIVE = ((10, 4, 0), (20, 6, 2), (60, 2, 2))
 SCL_RES_M = 20
 STORE_RATIO = 1.7
 """Raw bytes per stored byte of int8 vectors at 10 m (Blosc zstd 1 with bitshuffle, interpolated from patch 4)."""
+TOKEN_RATIO = 1.2
+"""The same for one vector per token, where neighbours have nothing in common by construction (1.17-1.34 on stitched
+fields of the simulated sample, random nano and tiny, patch 4 and 8)."""
 EXTRA_BYTES_PER_PX = 0.1
-"""Stored bytes of ``reason``, ``n_obs`` and class maps together: long runs of one value, two or three layers."""
+"""Stored bytes of ``reason``, ``n_obs`` and class maps together, per pixel of the store: long runs of one value, two or
+three layers."""
 
 PROCESS_BYTES = 700_000_000
 """Resident memory of a process with torch, rasterio, zarr and scikit-learn loaded (480 MB measured after the imports)
 plus GDAL's block cache and the allocator's slack after the first tile."""
+CUDA_BYTES = 1_500_000_000
+"""Host memory that CUDA's context, libraries and pinned buffers add: assumed, not measured."""
 READS_HELD = 3
 """Stacks in memory at once: one in the encoder and two being read."""
 ACTIVATIONS = 14
-"""Float32 arrays of (token, dim) alive inside one encoder block: stream, norm, q, k, v, attention and its output, and
-the MLP's hidden layer, which counts four (times gelu's copy)."""
+"""Float32 arrays of (token, token width) alive inside one encoder block: stream, norm, q, k, v, attention and its
+output, and the MLP's hidden layer, which counts four (times gelu's copy)."""
 BLOCK_ARRAYS = 4
 """Float32 (row, col, dim) arrays of one block while it is interpolated and quantised."""
 
@@ -234,8 +207,11 @@ def estimate_tile(
     candidates: Sequence[Candidates],
     cell_shares: Mapping[Cell, float],
     rate: Rate,
+    sensors: tuple[str, ...] = (S2,),
 ) -> Estimate:
     """Price one tile.
+
+    Bytes read and the memory of stacks are Sentinel-2's, the one sensor that can be read.
 
     Args:
         windows: Encoder windows evaluated.
@@ -248,18 +224,24 @@ def estimate_tile(
         cell_shares: Share of each cell's ranking that this tile carries: a cell is ranked once, whole, by whichever
             tile comes first, so the shares of a plan's tiles add up to one.
         rate: Speed and price.
+        sensors: Sensors that are fed.
+
+    Raises:
+        ConfigError: The model does not take a sensor.
     """
-    flops = windows * flops_per_window(card, grid, periods)
-    speed = rate.speed(card.dims)
+    flops = windows * flops_per_window(card, grid, periods, sensors=sensors)
+    speed = rate.speed(card.token_width)
     device_s = flops / speed if speed else 0.0
     price = rate.usd_per_hour
     return Estimate(
         windows=windows,
-        tokens=windows * tokens_per_window(card, grid, periods),
+        tokens=windows * tokens_per_window(card, grid, periods, sensors=sensors),
         flops=flops,
         bytes_read=_bytes_read(read_box, candidates, cell_shares, periods=periods),
-        bytes_written=round(blocks * BLOCK_PX**2 * (card.dims / STORE_RATIO + EXTRA_BYTES_PER_PX)),
-        peak_bytes=_peak_bytes(windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate),
+        bytes_written=_bytes_written(blocks, card=card, grid=grid),
+        peak_bytes=_peak_bytes(
+            windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate, sensors=sensors
+        ),
         device_s=device_s,
         usd=None if price is None or not speed else device_s / rate.devices * price / 3600.0,
     )
@@ -298,6 +280,11 @@ def _bytes_read(
     return round(bands * periods * covered + scl)
 
 
+def _bytes_written(blocks: int, *, card: ModelCard, grid: GridSpec) -> int:
+    ratio = STORE_RATIO if grid.token_px == 1 else TOKEN_RATIO
+    return round(blocks * (BLOCK_PX // grid.token_px) ** 2 * (card.dims / ratio + EXTRA_BYTES_PER_PX))
+
+
 def _overlap(box: Box, cell: Cell) -> int:
     """Pixels of ``box`` in the cell."""
     common = box.intersect(cell.box)
@@ -308,18 +295,31 @@ def _area(box: Box) -> int:
     return box.height * box.width
 
 
-def _peak_bytes(windows: int, *, card: ModelCard, grid: GridSpec, periods: int, read_box: Box, rate: Rate) -> int:
-    """Host memory of the process at its fullest: everything below is alive while a tile is stitched and written."""
+def _peak_bytes(
+    windows: int,
+    *,
+    card: ModelCard,
+    grid: GridSpec,
+    periods: int,
+    read_box: Box,
+    rate: Rate,
+    sensors: tuple[str, ...],
+) -> int:
+    """Host memory of the process at its fullest: everything below is alive while a tile is stitched and written.
+
+    Windows and the stitched field are as wide as a token; only what leaves the head is as wide as what is written. On a
+    GPU all of that stays on the device and codes come back.
+    """
     stack = sum(periods * (2 * count + 1) * _area(read_box.cover(res, pad_px=pad)) for res, count, pad in NATIVE)
-    cells = (grid.window_px // grid.patch_px) ** 2
-    fields = windows * cells * (4 * card.dims + 1)
-    tokens = _area(read_box) // grid.patch_px**2 * (4 * card.dims + 4)
-    pixels = BLOCK_ARRAYS * 4 * card.dims * BLOCK_PX**2
-    codes = 2 * card.dims * grid.tile_px**2
-    weights = 4 * card.parameters
-    if rate.numerics.device == "cpu":
-        batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods)
-        working = rate.encoders * batch * card.dims * 4 * ACTIVATIONS
-    else:
-        working = rate.numerics.batch_windows * cells * card.dims * 4  # what comes back from the device
-    return PROCESS_BYTES + weights + READS_HELD * stack + fields + tokens + max(pixels + codes, working)
+    codes = 2 * card.dims * (grid.tile_px // grid.token_px) ** 2
+    always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack
+    if rate.numerics.device != "cpu":
+        return always + CUDA_BYTES + codes
+    cells, width = (grid.window_px // grid.patch_px) ** 2, card.token_width
+    fields = windows * cells * (4 * width + 1)
+    head = 4 * card.dims if card.dims != width else 0  # the field before and after the student
+    tokens = _area(read_box) // grid.patch_px**2 * (4 * width + head + 4)
+    pixels = BLOCK_ARRAYS * 4 * card.dims * (BLOCK_PX // grid.token_px) ** 2
+    batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods, sensors=sensors)
+    working = rate.encoders * batch * width * 4 * ACTIVATIONS
+    return always + fields + tokens + max(pixels + codes, working)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline.errors import EarthpressError
-from pipeline.plan import estimate
-from pipeline.run.prepare import cores
-from pipeline.types import GridSpec, Period
+from pipeline.errors import ConfigError, EarthpressError
+from pipeline.plan import flops
+from pipeline.run.prepare import cores, grid_of
+from pipeline.types import GridSpec, ModelCard, Period
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -41,38 +41,73 @@ def inspect_model(name: str, settings: Settings) -> Rows:
     """
     from pipeline.encode import checkpoint, session  # noqa: PLC0415
 
-    model = checkpoint.load(name)
-    encode = settings.encode
-    spec = GridSpec(patch_px=encode.patch_px, window_px=encode.window(), overlap_px=encode.overlap(), tile_px=512)
+    model = checkpoint.load(name, output=settings.encode.output)
+    card, count = model.card, _period_count(settings)
+    spec, choice = grid_of(settings, card, periods=count, tile_px=512)
+    numerics = session.settle(settings.encode, card=card, grid=spec, periods=count)
+    runner = session.Session(model, grid=spec, periods=_periods(count), numerics=numerics, threads=1)
+    warm_s = runner.warm_up()
+    gate = runner.gate()
+    return (
+        *_card_rows(card),
+        *_cost_rows(card, spec, count),
+        ("window choice", choice or "within the trained grids"),
+        ("numerics", f"{numerics.device} {numerics.device_name} {numerics.dtype} batch {numerics.batch_windows}"),
+        ("attention", numerics.attention),
+        ("warm-up", f"{warm_s:.1f} s"),
+        ("start-up gate", f"passed: {gate}"),
+    )
+
+
+def fetch_model(name: str) -> Rows:
+    """Bring a model of Hugging Face into the local cache, and read it to see that it is whole.
+
+    Raises:
+        ConfigError: Not an id, no such model or revision, or offline.
+        TransientError: The network failed; what has arrived is kept.
+        CheckpointError: The files cannot be used.
+    """
+    from pipeline.encode import checkpoint, hub  # noqa: PLC0415
+
+    wanted = hub.parse(name)
+    if wanted is None:
+        raise ConfigError(f"{name!r} is not a Hugging Face id: use owner/name, owner/name@revision or a release's name")
+    folder = hub.fetch(*wanted)
+    return (("folder", str(folder)), *_card_rows(checkpoint.load(str(folder)).card))
+
+
+def _periods(count: int) -> tuple[Period, ...]:
     start = datetime(2024, 1, 1, tzinfo=UTC)
-    count = _period_count(settings)
-    periods = tuple(
+    return tuple(
         Period(index=i, start=start + timedelta(days=30 * i), end=start + timedelta(days=30 * (i + 1)))
         for i in range(count)
     )
-    numerics = session.settle(encode, card=model.card, grid=spec, periods=count)
-    runner = session.Session(model, grid=spec, periods=periods, numerics=numerics, threads=1)
-    warm_s = runner.warm_up()
-    gate = runner.gate()
-    kept_km2 = (spec.stride_px * 10 / 1000) ** 2
-    tokens = (spec.window_px // spec.patch_px) ** 2 * count
-    card = model.card
+
+
+def _card_rows(card: ModelCard) -> Rows:
+    sets = ", ".join(f"{name} {'+'.join(map(str, sizes))}" for name, sizes in card.band_sets)
     return (
         ("version", card.version),
         ("size", card.size),
-        ("dims", card.dims),
-        ("depth, heads", f"{card.depth}, {card.heads}"),
         ("parameters", card.parameters),
-        ("sensors", ", ".join(card.sensors)),
+        ("depth, heads, width", f"{card.depth}, {card.heads}, {card.token_width}"),
+        ("writes", f"{card.output}, {card.dims} dimensions"),
+        ("sensors: bands per token", sets),
         ("sha256", card.sha256),
         ("weights", "trained" if card.trained else "UNTRAINED random"),
-        ("licence", "OlmoEarth Artifact License (weights)" if card.trained else "none: random numbers"),
-        ("windows", f"{spec.window_px} px, overlap {spec.overlap_px} px, patch {spec.patch_px}, {count} periods"),
-        ("tokens per km2", round(tokens / kept_km2)),
-        ("GFLOP per km2", round(estimate.flops_per_window(card, spec, count) / kept_km2 / 1e9, 2)),
-        ("numerics", f"{numerics.device} {numerics.device_name} {numerics.dtype} batch {numerics.batch_windows}"),
-        ("warm-up", f"{warm_s:.1f} s"),
-        ("start-up gate", f"passed: {gate}"),
+        ("licence", card.licence or "unknown"),
+    )
+
+
+def _cost_rows(card: ModelCard, spec: GridSpec, count: int) -> Rows:
+    cost = flops.cost_per_km2(card, spec, count)
+    stitch = f"{spec.stitch}, one vector per {'10 m pixel' if spec.token_px == 1 else f'{spec.pixel_m} m token'}"
+    return (
+        ("windows", f"{spec.window_px} px, overlap {spec.overlap_px} px, patch {spec.patch_px} px, {count} periods"),
+        ("stitching", stitch),
+        ("tokens per km2", round(cost.tokens)),
+        ("GFLOP per km2", f"{cost.flops / 1e9:.4g}, of which attention {cost.work.attention_share:.0%}"),
+        ("resizing per km2", f"{cost.work.resize / 1e9:.3g} GFLOP more"),
     )
 
 

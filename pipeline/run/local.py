@@ -332,7 +332,7 @@ def _context(
         time_index = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
     tally.note("loading the encoder and checking it against the plain float32 one")
     with clock.stage("load"):
-        model = checkpoint.load(plan.model.name)
+        model = checkpoint.load(plan.model.name, output=plan.model.output)
     if (model.card.sha256, model.card.config) != (plan.model.sha256, plan.model.config):
         raise CheckpointError(
             f"the model {plan.model.name} has changed since the plan ({plan.model.sha256[:12]} then, "
@@ -366,7 +366,9 @@ def _context(
 def _check_numerics(plan: Plan, settings: Settings) -> None:
     from pipeline.encode import session  # noqa: PLC0415
 
-    here = session.settle(settings.encode, card=plan.model, grid=plan.grid, periods=len(plan.periods))
+    here = session.settle(
+        settings.encode, card=plan.model, grid=plan.grid, periods=len(plan.periods), kept=plan.numerics
+    )
     if here != plan.numerics:
         changed = [k for k, v in asdict(plan.numerics).items() if asdict(here)[k] != v]
         raise DeviceError(

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 
 from pipeline.errors import ConfigError, InvalidInputError
-from pipeline.plan import estimate, planner
+from pipeline.plan import estimate, planner, windows
+from pipeline.plan.trained import trained_side
 from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Plan
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ABSOLUTE = ("v1", "v1.1")
+"""Versions whose positions are added to the tokens: they depend on the place in the window, which no blending repairs."""
+
 CALIBRATION_PERIODS = 3
-CALIBRATION_TOKENS = 16
-"""Side of a calibration window in tokens: the grid the models were mostly trained on."""
 CALIBRATION_WINDOWS = 4
 """Windows per simulated place and axis at most: bounds the cost at patch 1."""
 PROBE_FLOPS = 40e9
@@ -65,9 +67,18 @@ def prepare(
     settings = _with_absolute_paths(settings)
     periods = settings.periods(today=now.date())
     note(f"reading the model {settings.model}")
-    model = checkpoint.load(str(settings.model))
-    spec = _grid(settings, tile_px=_tile_px(settings, device=session.pick_device(settings.encode)))
-    numerics = session.settle(settings.encode, card=model.card, grid=spec, periods=len(periods))
+    model = checkpoint.load(str(settings.model), output=settings.encode.output)
+    tile_px = _tile_px(settings, device=session.pick_device(settings.encode))
+    spec, text = grid_of(settings, model.card, periods=len(periods), tile_px=tile_px)
+    if text:
+        note(text)
+    numerics = session.settle(
+        settings.encode,
+        card=model.card,
+        grid=spec,
+        periods=len(periods),
+        kept=_kept_numerics(str(settings.output), card=model.card),
+    )
     calibration = _calibration(settings, model, spec=spec, note=note)
     heads = load_heads(settings, card=model.card, calibration=calibration)
     basis = planner.Basis(
@@ -131,9 +142,31 @@ def held_blocks(output: str) -> dict[str, tuple[tuple[int, int], ...]]:
     return {tile: tuple(sorted(blocks)) for tile, blocks in held.items()}
 
 
-def _grid(settings: Settings, *, tile_px: int) -> GridSpec:
+def grid_of(settings: Settings, card: ModelCard, *, periods: int, tile_px: int) -> tuple[GridSpec, str]:
+    """The window lattice that the settings mean for a model, and what to tell the user about the choice."""
     encode = settings.encode
-    return GridSpec(patch_px=encode.patch_px, window_px=encode.window(), overlap_px=encode.overlap(), tile_px=tile_px)
+    stitch = encode.stitching(absolute=card.version in ABSOLUTE)
+    window_px, margin_px, overlap_px = (
+        None if value == "auto" else value for value in (encode.window_px, encode.margin_px, encode.overlap_px)
+    )
+    window, overlap, text = windows.settle(
+        card,
+        patch_px=encode.patch_px,
+        periods=periods,
+        window_px=window_px,
+        margin_px=margin_px,
+        overlap_px=overlap_px,
+        stitch=stitch,
+    )
+    spec = GridSpec(
+        patch_px=encode.patch_px,
+        window_px=window,
+        overlap_px=overlap,
+        tile_px=tile_px,
+        token_px=encode.token_px(card.dims),
+        stitch=stitch,
+    )
+    return spec, text
 
 
 def _tile_px(settings: Settings, *, device: str) -> int:
@@ -155,13 +188,26 @@ def _calibration(settings: Settings, model: Checkpoint, *, spec: GridSpec, note:
 
 
 def _kept_calibration(output: str, *, card: ModelCard, patch_px: int) -> Calibration | None:
+    """The provisional calibration of the plan that ``output`` holds, if it is of this model, patch and output."""
+    plan = _kept_plan(output, card=card)
+    if plan is None or not plan.calibration.provisional:
+        return None
+    kept = plan.calibration
+    return kept if (kept.model_sha256, kept.patch_px, kept.output) == (card.sha256, patch_px, card.output) else None
+
+
+def _kept_numerics(output: str, *, card: ModelCard) -> Numerics | None:
+    """The numerics class of the plan that ``output`` holds: what was measured once is not measured again."""
+    plan = _kept_plan(output, card=card)
+    return plan.numerics if plan else None
+
+
+def _kept_plan(output: str, *, card: ModelCard) -> Plan | None:
     try:
         plan = planner.load_plan(output)
     except InvalidInputError:
         return None
-    kept = plan.calibration
-    same = kept.provisional and (kept.model_sha256, kept.patch_px) == (card.sha256, patch_px)
-    return kept if same and plan.model.config == card.config else None
+    return plan if (plan.model.sha256, plan.model.config) == (card.sha256, card.config) else None
 
 
 def provisional(model: Checkpoint, *, patch_px: int) -> Calibration:
@@ -190,14 +236,14 @@ def _sample_vectors(model: Checkpoint, *, patch_px: int) -> Iterator[NDArray[np.
     periods = tuple(
         Period(index=i, start=start + step * i, end=start + step * (i + 1)) for i in range(CALIBRATION_PERIODS)
     )
-    window = min(96, CALIBRATION_TOKENS * patch_px)
+    window = trained_side(model.card.version, CALIBRATION_PERIODS) * patch_px
     spec = GridSpec(patch_px=patch_px, window_px=window, overlap_px=0, tile_px=256)
     encoder = Session(model, grid=spec, periods=periods, numerics=_plain_numerics(), threads=1)
     for stack in calibration_stacks(periods):
         count = min(CALIBRATION_WINDOWS, stack.box.height // window)
         origins = [(stack.box.row + i * window, stack.box.col + j * window) for i in range(count) for j in range(count)]
         fields = encoder.encode(stack, origins)
-        yield np.asarray(fields.values[fields.valid])
+        yield encoder.head(fields.values).numpy()[fields.valid]
 
 
 def _plain_numerics() -> Numerics:
@@ -224,13 +270,13 @@ def _rate(
     flops = estimate.flops_per_window(model.card, spec, len(periods)) * numerics.batch_windows
     if flops > PROBE_FLOPS or numerics.compiled:
         return rate
-    return replace(rate, flops_per_s=_measured(model, spec=spec, periods=periods, numerics=numerics))
+    return replace(rate, flops_per_s=flops / _measured_s(model, spec=spec, periods=periods, numerics=numerics))
 
 
-def _measured(model: Checkpoint, *, spec: GridSpec, periods: tuple[Period, ...], numerics: Numerics) -> float:
+def _measured_s(model: Checkpoint, *, spec: GridSpec, periods: tuple[Period, ...], numerics: Numerics) -> float:
+    """Seconds of one forward pass on one thread."""
     from pipeline.encode.session import Session  # noqa: PLC0415
 
     encoder = Session(model, grid=spec, periods=periods, numerics=numerics, threads=1)
     encoder.warm_up()
-    seconds = encoder.warm_up()
-    return encoder.flops_per_window * numerics.batch_windows / max(seconds, 1e-9)
+    return max(encoder.warm_up(), 1e-9)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,7 +14,6 @@ from pipeline.errors import DataError
 from pipeline.plan import grid
 from pipeline.types import (
     BLOCK_PX,
-    NODATA_CODE,
     PIXEL_M,
     Box,
     Calibration,
@@ -23,6 +23,7 @@ from pipeline.types import (
     Receipt,
     Stack,
     Task,
+    Tile,
     Usage,
 )
 
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pipeline.account.meter import PeakMemory, StageClock
     from pipeline.encode.session import WindowFields
+    from pipeline.encode.stitch import Field
     from pipeline.maps.probe import Probe
     from pipeline.write.commit import Commits
 
@@ -46,15 +49,17 @@ STAGES = ("attempted", "read", "encoded", "stitched", "intended", "written", "ch
 class Encoder(Protocol):
     """What a tile needs of the encoder."""
 
-    flops_per_window: float
-
     @property
     def busy_s(self) -> float:
         """Device seconds worked so far."""
         ...
 
     def encode(self, stack: Stack, origins: Sequence[tuple[int, int]]) -> WindowFields:
-        """Token fields of the windows at ``origins``."""
+        """Token fields of the windows at ``origins``, on the device."""
+        ...
+
+    def head(self, values: Tensor) -> Tensor:
+        """Stitched vectors (token, dim) to written ones; the same object where the model has no head."""
         ...
 
 
@@ -138,7 +143,7 @@ def run_tile(task: Task, attempt: int, *, reading: Future[Stack], context: TileC
     usage = Usage(
         windows=encoded,
         tokens=task.estimate.tokens // task.estimate.windows * encoded,
-        flops=c.encoder.flops_per_window * encoded,
+        flops=task.estimate.flops / task.estimate.windows * encoded,
         bytes_read=stack.bytes_read,
         bytes_written=written,
         peak_bytes=c.memory.peak_bytes(),
@@ -158,59 +163,75 @@ def finish(
     origins: Sequence[tuple[int, int]],
     context: TileContext,
 ) -> tuple[Int8Embedding, Maps]:
-    """Stitch, interpolate, quantise and classify the wanted blocks of a tile.
+    """Stitch, apply the head, interpolate, quantise and classify the wanted blocks of a tile.
 
-    Works block by block, so that the float pixels of a whole tile never exist at once.
+    Floats stay on the encoder's device, one row of blocks at a time, so that those of a whole tile never exist at once;
+    codes come to the host once.
     """
     tile, spec = task.tile, context.grid
-    tokens = stitch.stitch(fields.values, fields.valid, origins=origins, grid=spec, box=_token_box(task, spec))
-    dims = tokens.values.shape[-1]
-    codes = np.full((dims, *tile.box.shape), NODATA_CODE, np.int8)
-    reason = np.full(tile.box.shape, Reason.NOT_REQUESTED, np.uint8)
-    n_obs = np.zeros(tile.box.shape, np.uint8)
-    classes = tuple((name, np.full(tile.box.shape, 255, np.uint8)) for name, _ in context.heads)
+    box = spec.on_store(tile.box)
+    codes = quantize.TileCodes(box, context.calibration, like=fields.values)
+    reason = np.full(box.shape, Reason.NOT_REQUESTED, np.uint8)
+    n_obs = np.zeros(box.shape, np.uint8)
     failed_cells = {source.cell_id for source in stack.sources if source.skipped}
-    clipped = 0.0
-    for block_row, block_col in task.blocks:
-        box = tile.block_box(block_row, block_col)
-        cut = box.slices_in(tile.box)
-        seen, own = assemble.observed(stack, box), grid.owned(box)
-        pixels = stitch.to_pixels(tokens, (seen > 0) & own, box)
-        if not np.isfinite(pixels.values[pixels.valid]).all():
-            raise DataError(
-                f"tile {tile.id}, block {block_row},{block_col}: the encoder gave values that are not finite"
-            )
-        block_codes, share = quantize.quantise(pixels, context.calibration)
-        codes[:, cut[0], cut[1]] = block_codes
-        # a block lies in one cell; only there can an unreadable scene be the reason for a hole
-        missing = Reason.READ_FAILED if grid.cells_of(box)[0].id in failed_cells else Reason.NO_OBSERVATION
-        reason[cut] = np.select([~own, pixels.valid], [Reason.OTHER_ZONE, Reason.VALID], missing)
-        n_obs[cut] = np.where(own, seen, 0)
-        clipped += share * float(pixels.valid.sum())
-        for (_, probe), (_, layer) in zip(context.heads, classes, strict=True):
-            scale = np.asarray(context.calibration.scale, np.float32)
-            layer[cut] = probe.classify(block_codes, scale, pixels.valid)
-    count = float((reason == Reason.VALID).sum())
+    for block_row, group in groupby(task.blocks, key=lambda block: block[0]):
+        blocks = tuple(group)
+        place = _token_box(tile, blocks, spec)
+        tokens = stitch.stitch(fields.values, fields.valid, origins=origins, grid=spec, box=place)
+        tokens = stitch.with_head(tokens, context.encoder.head)
+        if not tokens.finite:
+            raise DataError(f"tile {tile.id}, block row {block_row}: the encoder gave values that are not finite")
+        for block in blocks:
+            ground = tile.block_box(*block)
+            part = spec.on_store(ground)
+            seen, own = _seen(stack, ground, spec.token_px), grid.owned(part)
+            valid = codes.fill(tokens, (seen > 0) & own, part)
+            # a block lies in one cell; only there can an unreadable scene be the reason for a hole
+            missing = Reason.READ_FAILED if grid.cells_of(ground)[0].id in failed_cells else Reason.NO_OBSERVATION
+            cut = part.slices_in(box)
+            reason[cut] = np.select([~own, valid], [Reason.OTHER_ZONE, Reason.VALID], missing)
+            n_obs[cut] = np.where(own, seen, 0)
     result = Int8Embedding(
-        codes=codes, reason=reason, n_obs=n_obs, box=tile.box, clipped=clipped / count if count else 0.0
+        codes=codes.to_host(), reason=reason, n_obs=n_obs, box=box, clipped=codes.clipped_share(reason == Reason.VALID)
     )
-    return result, classes
+    return result, _classified(task, result, context=context)
 
 
-def _token_box(task: Task, spec: GridSpec) -> Box:
-    """Token box under all wanted blocks with the one-token margin that interpolation reads."""
-    patch = spec.patch_px
-    boxes = grid.needed_boxes(task.tile, task.blocks, spec)
-    row, col = min(b.row for b in boxes) // patch, min(b.col for b in boxes) // patch
-    row_stop, col_stop = max(b.row_stop for b in boxes) // patch, max(b.col_stop for b in boxes) // patch
-    return Box(
-        zone=task.tile.zone,
-        res_m=PIXEL_M * patch,
+def _token_box(tile: Tile, blocks: Sequence[tuple[int, int]], spec: GridSpec) -> Box:
+    """Token box under wanted blocks, with the one-token margin that interpolation reads."""
+    boxes = [box.cover(PIXEL_M * spec.patch_px) for box in grid.needed_boxes(tile, blocks, spec)]
+    row, col = min(b.row for b in boxes), min(b.col for b in boxes)
+    return replace(
+        boxes[0],
         row=row,
         col=col,
-        height=row_stop - row,
-        width=col_stop - col,
+        height=max(b.row_stop for b in boxes) - row,
+        width=max(b.col_stop for b in boxes) - col,
     )
+
+
+def _seen(stack: Stack, box: Box, token_px: int) -> NDArray[np.uint8]:
+    """Periods in which a pixel of the store has an observation, (row, col) uint8 over a 10 m box.
+
+    A token counts in every period in which any of its 10 m pixels is observed: then it takes part in attention.
+    """
+    seen = assemble.observed_per_period(stack, box)
+    if token_px > 1:
+        height, width = box.height // token_px, box.width // token_px
+        seen = seen.reshape(len(seen), height, token_px, width, token_px).any(axis=(2, 4))
+    return np.asarray(seen.sum(axis=0), np.uint8)
+
+
+def _classified(task: Task, result: Int8Embedding, *, context: TileContext) -> Maps:
+    """The classes of every map of the same pass; 255 outside the wanted blocks."""
+    scale = np.asarray(context.calibration.scale, np.float32)
+    layers = tuple((name, np.full(result.box.shape, 255, np.uint8)) for name, _ in context.heads)
+    for block in task.blocks:
+        cut = context.grid.on_store(task.tile.block_box(*block)).slices_in(result.box)
+        valid = result.reason[cut] == Reason.VALID
+        for (_, probe), (_, layer) in zip(context.heads, layers, strict=True):
+            layer[cut] = probe.classify(result.codes[:, *cut], scale, valid)
+    return layers
 
 
 def _receipt(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from olmoearth_pretrain_minimal import NormalizerV1_2
+from olmoearth_pretrain_minimal import NormalizerV1, NormalizerV1_2
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
@@ -14,11 +14,12 @@ from rasterio.vrt import WarpedVRT
 from stacks import BANDS, make_stack, periods, world
 
 from pipeline.encode import assemble
-from pipeline.encode.bands import DEFAULT_BANDS
+from pipeline.encode.bands import DEFAULT_BANDS, MEAN_STD, scale_offset
 from pipeline.errors import InvalidInputError
 from pipeline.types import Box, Layer, Stack
 
 ORDER = DEFAULT_BANDS["sentinel2_l2a"]
+S2 = assemble.Input(sensor="sentinel2_l2a", bands=ORDER)
 RASTER = {20: Box(zone=32, res_m=20, row=-240_003, col=25_001, height=60, width=70)}
 RASTER[60] = Box(zone=32, res_m=60, row=-80_001, col=8_334, height=30, width=30)
 
@@ -108,7 +109,7 @@ def test_normalised_values_equal_the_reference_package():
             dn[name] = np.stack([assemble.upsampled(layer, box, period=t)[i].numpy() for t in range(2)])
     raw = np.maximum(np.stack([dn[name] for name in ORDER], axis=-1) - 1000.0, 1.0)  # (time, row, col, band)
     want = NormalizerV1_2().normalize(Modality.SENTINEL2_L2A, raw)
-    got = assemble.normalised(stack, box, bands=ORDER)
+    got = assemble.normalised(stack, box, wanted=S2)
     np.testing.assert_allclose(got.permute(0, 2, 3, 1).numpy(), want, rtol=1e-5, atol=1e-6)
 
 
@@ -119,7 +120,7 @@ def test_missing_bands_and_missing_pixels_are_zero_after_normalising():
     without_60 = Stack(
         sensor=stack.sensor, box=box, layers=stack.layers[:2], periods=stack.periods, sources=(), bytes_read=0
     )
-    got = assemble.normalised(without_60, box, bands=ORDER)[0]
+    got = assemble.normalised(without_60, box, wanted=S2)[0]
     assert not got[:, :12, :12].any()
     assert not got[10:].any()
     assert (got[:10, 12:, 12:] != 0).all()
@@ -130,7 +131,7 @@ def test_dark_pixels_are_floored_at_one_and_stay_valid():
     pixels = np.full((1, 1, 4, 4), 400, np.uint16)
     layer = Layer(res_m=10, bands=("B02",), pixels=pixels, valid=(pixels > 0)[:, 0], box=box)
     stack = Stack(sensor="sentinel2_l2a", box=box, layers=(layer,), periods=periods(1), sources=(), bytes_read=0)
-    got = assemble.normalised(stack, box, bands=ORDER)[0, 0]
+    got = assemble.normalised(stack, box, wanted=S2)[0, 0]
     np.testing.assert_allclose(got, (1.0 - 1188.9412572078477) / (4 * 1859.1923971769581) + 0.5, rtol=1e-6)
 
 
@@ -139,8 +140,8 @@ def test_a_pixel_does_not_depend_on_the_box_it_is_made_in(shift):
     whole = Box(zone=32, res_m=10, row=-700, col=900, height=96, width=96)
     part = Box(zone=32, res_m=10, row=-700 + shift[0], col=900 + shift[1], height=40, width=44)
     hole = Box(zone=32, res_m=10, row=-690, col=910, height=25, width=31)
-    large = assemble.normalised(make_stack(whole, holes=((0, hole),)), whole, bands=ORDER)
-    small = assemble.normalised(make_stack(part, holes=((0, hole),)), part, bands=ORDER)
+    large = assemble.normalised(make_stack(whole, holes=((0, hole),)), whole, wanted=S2)
+    small = assemble.normalised(make_stack(part, holes=((0, hole),)), part, wanted=S2)
     rows, cols = part.slices_in(whole)
     assert large[..., rows, cols].numpy().tobytes() == small.contiguous().numpy().tobytes()
 
@@ -179,12 +180,12 @@ def test_strips_hold_every_window_at_its_place():
     box = Box(zone=32, res_m=10, row=-96, col=48, height=80, width=112)
     stack = make_stack(box, count=2)
     origins = [(-96, 48), (-80, 64), (-96, 96), (-80, 48)]
-    whole = assemble.normalised(stack, box, bands=ORDER)
+    whole = assemble.normalised(stack, box, wanted=S2)
     seen = {}
-    for strip in assemble.strips(stack, origins, window_px=64, bands=ORDER):
+    for strip in assemble.strips(assemble.Resident((stack,)), origins, window_px=64, inputs=(S2,)):
         for index, row, col in strip.origins:
             assert origins[index] == (row, col)
-            seen[index], _ = assemble.window_pixels(strip, (row, col), window_px=64, patch_px=8)
+            (seen[index],), _ = assemble.window_pixels(strip, (row, col), window_px=64, patch_px=8)
     assert sorted(seen) == [0, 1, 2, 3]
     for index, (row, col) in enumerate(origins):
         np.testing.assert_array_equal(seen[index], whole[..., row + 96 : row + 160, col - 48 : col + 16])
@@ -204,10 +205,10 @@ def test_a_token_is_in_attention_when_any_of_its_pixels_is_valid():
         sources=(),
         bytes_read=0,
     )
-    (strip,) = assemble.strips(only_10, [(-96, 48)], window_px=24, bands=ORDER)
+    (strip,) = assemble.strips(assemble.Resident((only_10,)), [(-96, 48)], window_px=24, inputs=(S2,))
     _, valid = assemble.window_pixels(strip, (-96, 48), window_px=24, patch_px=8)
-    want = np.ones((1, 3, 3), bool)
-    want[0, 0, 0] = False  # the token beside it keeps 4 valid columns
+    want = np.ones((1, 1, 3, 3), bool)
+    want[0, 0, 0, 0] = False  # the token beside it keeps 4 valid columns
     np.testing.assert_array_equal(valid, want)
 
 
@@ -218,3 +219,62 @@ def test_a_layer_without_the_interpolation_margin_is_refused():
     layer = Layer(res_m=20, bands=("B11",), pixels=pixels, valid=pixels[:, 0] > 0, box=native)
     with pytest.raises(InvalidInputError, match="20 m layer"):
         assemble.upsampled(layer, box, period=0)
+
+
+@pytest.mark.parametrize("sensor", list(MEAN_STD))
+def test_every_bands_constants_equal_the_reference_packages(sensor):
+    modality = Modality.get(sensor)
+    assert tuple(modality.band_order) == DEFAULT_BANDS[sensor]
+    raw = np.linspace(-30, 20_000, 7)[:, None] * np.ones(len(modality.band_order))
+    want = NormalizerV1_2().normalize(modality, raw[None, None])[0, 0]
+    got = [raw[:, i] * scale + offset for i, (scale, offset) in enumerate(constants(sensor))]
+    np.testing.assert_allclose(np.stack(got, axis=1), want, rtol=1e-9, atol=1e-12)
+
+
+def constants(sensor: str) -> list[tuple[float, float]]:
+    return [scale_offset(band, sensor=sensor) for band in DEFAULT_BANDS[sensor]]
+
+
+def plain_stack(sensor: str, values: np.ndarray) -> Stack:
+    """A Stack of one 10 m layer from (band, row, col), in the package's band order; 0 and NaN are missing."""
+    box = Box(zone=32, res_m=10, row=-8, col=16, height=values.shape[1], width=values.shape[2])
+    have = (np.nan_to_num(values) != 0).any(axis=0)[None]
+    layer = Layer(res_m=10, bands=DEFAULT_BANDS[sensor], pixels=values[None], valid=have, box=box)
+    return Stack(sensor=sensor, box=box, layers=(layer,), periods=periods(1), sources=(), bytes_read=0)
+
+
+def test_sentinel_1_decibels_and_landsat_numbers_are_normalised_as_they_are():
+    rng = np.random.default_rng(0)
+    decibels = rng.normal(-12, 5, (2, 6, 7)).astype(np.float32)
+    decibels[0, 0, 0], decibels[1, 2, 2] = np.nan, 0.0  # 0 dB is a value
+    numbers = rng.integers(1, 30_000, (11, 6, 7)).astype(np.uint16)
+    numbers[3, 1, 1] = 0
+    for sensor, values in (("sentinel1", decibels), ("landsat", numbers)):
+        stack = plain_stack(sensor, values)
+        got = assemble.normalised(stack, stack.box, wanted=assemble.Input(sensor=sensor, bands=DEFAULT_BANDS[sensor]))
+        scale, offset = np.array(constants(sensor)).T[:, :, None, None]
+        missing = np.isnan(values) if sensor == "sentinel1" else values == 0
+        want = np.where(missing, 0.0, values * scale + offset)
+        np.testing.assert_allclose(got[0], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Up to")
+@pytest.mark.parametrize("sensor", ["sentinel2_l2a", "landsat"])
+def test_version_1_fills_missing_bands_as_the_reference_package_does(sensor):
+    rng = np.random.default_rng(1)
+    values = rng.integers(1200, 9000, (len(DEFAULT_BANDS[sensor]), 9, 8)).astype(np.uint16)
+    values[rng.random(values.shape) < 0.3] = 0
+    values[:, 0, 0] = 0
+    stack, modality = plain_stack(sensor, values), Modality.get(sensor)
+    wanted = assemble.Input(sensor=sensor, bands=DEFAULT_BANDS[sensor], substitute=True)
+    raw = values.astype(np.float64) - (1000 if sensor == "sentinel2_l2a" else 0)
+    raw[values == 0] = -99999
+    want = NormalizerV1().normalize(modality, raw.transpose(1, 2, 0)[:, :, None])[:, :, 0].transpose(2, 0, 1)
+    got = assemble.normalised(stack, stack.box, wanted=wanted)
+    np.testing.assert_allclose(got[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stack_of_another_sensor_is_refused():
+    stack = plain_stack("landsat", np.ones((11, 4, 4), np.uint16))
+    with pytest.raises(InvalidInputError, match="holds landsat"):
+        assemble.normalised(stack, stack.box, wanted=S2)

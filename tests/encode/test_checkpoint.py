@@ -1,71 +1,109 @@
-"""Reading checkpoints: both configuration styles, every fault by name, random weights."""
+"""Loading models: every version and style gives the reference's tensors, the right card and the outputs it has."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-from pathlib import Path
+import shutil
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from checkpoints import reference_model, write_checkpoint
+from checkpoints import VERSIONS, reference_model, write_checkpoint
+from safetensors.torch import save_file
 
-from pipeline.encode import checkpoint
+from pipeline.encode import checkpoint, untrained
 from pipeline.errors import CheckpointError, ConfigError
+
+MODELS = [(version, "toy") for version in VERSIONS] + [("v1", "nano"), ("v1.1", "nano"), ("v1.2", "nano")]
+SENSORS = ("sentinel2_l2a", "sentinel1", "landsat")
 
 
 @pytest.fixture(scope="module")
-def nano():
-    return reference_model("nano")
+def models():
+    return {key: reference_model(key[1], version=key[0]) for key in MODELS}
+
+
+@pytest.fixture(scope="module")
+def folders(models, tmp_path_factory):
+    """One written folder per toy version, not to be changed."""
+    root = tmp_path_factory.mktemp("models")
+    return {version: write_checkpoint(root / version, models[version, "toy"]) for version in VERSIONS}
 
 
 @pytest.fixture
-def folder(nano, tmp_path):
-    return write_checkpoint(tmp_path / "model", nano)
-
-
-def edit_config(folder: Path, **changes) -> None:
-    whole = json.loads((folder / "config.json").read_text())
-    for key, value in changes.items():
-        if value is None:
-            whole["model"]["encoder_config"].pop(key, None)
-        else:
-            whole["model"]["encoder_config"][key] = value
-    (folder / "config.json").write_text(json.dumps(whole))
-
-
-def edit_weights(folder: Path, name: str, value: torch.Tensor | None) -> None:
-    state = torch.load(folder / "weights.pth", weights_only=True)
-    if value is None:
-        del state[name]
-    else:
-        state[name] = value
-    torch.save(state, folder / "weights.pth")
+def folder(folders, tmp_path):
+    """A toy of v1.2 that a test may change."""
+    return shutil.copytree(folders["v1.2"], tmp_path / "model")
 
 
 @pytest.mark.parametrize("style", ["official", "current"])
-def test_both_configuration_styles_give_the_same_model(nano, tmp_path, style):
-    got = checkpoint.load(str(write_checkpoint(tmp_path, nano, style=style)))
-    assert (got.card.version, got.card.size, got.card.dims, got.card.depth, got.card.heads) == (
-        "v1.2",
-        "nano",
-        128,
-        4,
-        8,
-    )
-    assert got.card.trained
-    assert got.card.parameters == 1_090_224  # the released nano's part that inference needs
-    assert got.config.time_scale == pytest.approx(1 / 30)
-    state = nano.state_dict()
+@pytest.mark.parametrize("key", MODELS, ids="-".join)
+def test_every_version_and_style_gives_the_references_tensors(models, tmp_path, key, style):
+    got = checkpoint.load(str(write_checkpoint(tmp_path, models[key], style=style)))
+    assert (got.card.version, got.card.size, got.card.trained) == (*key, True)
+    state = models[key].state_dict()
     assert all(torch.equal(value, state[f"encoder.{name}"]) for name, value in got.tensors.items())
+    unused = {name.removeprefix("encoder.") for name in state if name.startswith("encoder.")} - set(got.tensors)
+    assert all(name.startswith(("project_and_aggregate.", "patch_embeddings.", "composite_")) for name in unused)
+    assert not any(sensor in name for name in unused for sensor in SENSORS)
 
 
-def test_only_the_three_trained_sensors_are_read(folder):
-    model = checkpoint.load(str(folder))
-    assert model.card.sensors == ("sentinel2_l2a", "sentinel1", "landsat")
-    assert not any("worldcover" in name or "decoder" in name for name in model.tensors)
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [
+        ("v1", (0, ((4, 6, 2), (2,), (1, 10)), 0, 0)),
+        ("v1.1", (8, ((12,), (2,), (11,)), 0, 0)),
+        ("v1.2", (8, ((12,), (2,), (11,)), 0, 0)),
+        ("v1.3", (8, ((12,), (2,), (11,)), 1, 16)),
+    ],
+)
+def test_the_card_says_what_the_encoder_is_made_of(folders, version, numbers):
+    card = checkpoint.describe(str(folders[version]))
+    sets = tuple(zip(SENSORS, numbers[1], strict=True))
+    assert (card.width, card.depth, card.heads) == (64, 2, 4)
+    assert (card.hidden, card.band_sets, card.pooler_depth, card.student) == (numbers[0], sets, *numbers[2:])
+    assert card.sensors == SENSORS
+
+
+@pytest.mark.parametrize(
+    ("version", "output", "want"),
+    [
+        ("v1", "auto", ("mean", 64)),
+        ("v1.2", "max", ("max", 64)),
+        ("v1.3", "auto", ("student", 16)),
+        ("v1.3", "location", ("location", 64)),
+        ("v1.3", "mean", ("mean", 64)),
+    ],
+)
+def test_the_output_decides_the_width_that_is_written(folders, version, output, want):
+    card = checkpoint.describe(str(folders[version]), output)
+    assert (card.output, card.dims) == want
+
+
+def test_64_channels_of_a_wide_student_can_be_written():
+    config = untrained.random_config("v1.3", "base")
+    assert checkpoint.resolve_output(config, "auto") == ("student", 128)
+    assert checkpoint.resolve_output(config, "student64") == ("student64", 64)
+
+
+@pytest.mark.parametrize(("version", "output"), [("v1.2", "location"), ("v1", "student"), ("v1.3", "student64")])
+def test_an_output_that_a_model_lacks_is_refused_with_those_it_has(folders, version, output):
+    with pytest.raises(ConfigError, match=f"{output}.*mean, max"):
+        checkpoint.load(str(folders[version]), output)
+
+
+def test_a_pooler_without_a_student_writes_means_unless_asked(folders):
+    config = checkpoint.load(str(folders["v1.3"])).config
+    bare = replace(config, pooler=replace(config.pooler, student=0))
+    assert checkpoint.resolve_output(bare, "auto") == ("mean", 64)
+    assert checkpoint.resolve_output(bare, "location") == ("location", 64)
+
+
+def test_heads_that_only_training_used_are_not_even_checked(folders):
+    stored = torch.load(folders["v1.3"] / "weights.pth", weights_only=True)
+    assert bool(torch.isnan(stored["supervision_head.heads.srtm.weight"]).all())
+    assert not any("head" in name for name in checkpoint.load(str(folders["v1.3"])).tensors)
 
 
 def test_the_hash_is_that_of_the_weights_file(folder):
@@ -73,14 +111,29 @@ def test_the_hash_is_that_of_the_weights_file(folder):
     assert checkpoint.describe(str(folder)).sha256 == want
 
 
-def test_hidden_size_comes_from_the_weights_when_the_configuration_lacks_it(folder):
-    edit_config(folder, patch_embed_hidden_sizes=None)
-    assert checkpoint.load(str(folder)).config.hidden == 12
+def test_a_weights_file_alone_shows_the_same_encoder(folders, tmp_path):
+    for version, folder in folders.items():
+        alone = shutil.copy(folder / "weights.pth", tmp_path / f"{version}.pth")
+        assert checkpoint.load(str(alone)).config == checkpoint.load(str(folder)).config
 
 
-def test_a_missing_folder_is_a_configuration_error(tmp_path):
-    with pytest.raises(ConfigError, match="does not exist"):
-        checkpoint.load(str(tmp_path / "nothing"))
+def test_a_weights_file_is_read_with_the_configuration_beside_it(folder):
+    whole = json.loads((folder / "config.json").read_text())
+    whole["model"]["encoder_config"]["rope_temporal_coordinate_scale"] = 0.5
+    (folder / "config.json").write_text(json.dumps(whole))
+    assert checkpoint.load(str(folder / "weights.pth")).config.time_scale == 0.5
+
+
+def test_safetensors_hold_the_same_model(folder):
+    want = checkpoint.load(str(folder))
+    state = torch.load(folder / "weights.pth", weights_only=True)
+    (folder / "weights.pth").unlink()
+    save_file(
+        {name: value for name, value in state.items() if name.startswith("encoder.")}, folder / "model.safetensors"
+    )
+    got = checkpoint.load(str(folder))
+    assert got.config == want.config
+    assert all(torch.equal(value, want.tensors[name]) for name, value in got.tensors.items())
 
 
 @pytest.mark.parametrize("name", ["config.json", "weights.pth"])
@@ -90,152 +143,23 @@ def test_a_missing_file_is_named(folder, name):
         checkpoint.describe(str(folder))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-def test_a_truncated_weights_file_is_refused(folder, share):
-    data = (folder / "weights.pth").read_bytes()
-    (folder / "weights.pth").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match=r"weights\.pth"):
-        checkpoint.load(str(folder))
-
-
-def test_a_page_saved_instead_of_the_weights_is_refused(folder):
-    (folder / "weights.pth").write_text("<html>version https://git-lfs.github.com/spec/v1</html>")
-    with pytest.raises(CheckpointError, match=r"weights\.pth"):
-        checkpoint.load(str(folder))
-
-
-class _Evil:
-    def __reduce__(self):
-        return (Path.touch, (Path("touched-by-a-pickle"),))
-
-
-@pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_code_in_the_weights_file_is_never_run(folder, tmp_path, monkeypatch, writer):
-    monkeypatch.chdir(tmp_path)
-    if writer == "torch":
-        torch.save({"encoder.norm.weight": _Evil()}, folder / "weights.pth")
-    else:
-        (folder / "weights.pth").write_bytes(pickle.dumps(_Evil()))
-    with pytest.raises(CheckpointError, match="never run"):
-        checkpoint.load(str(folder))
-    assert not Path("touched-by-a-pickle").exists()
-
-
-@pytest.mark.parametrize("value", [torch.zeros(3), [torch.zeros(3)]])
-def test_something_other_than_a_state_dict_is_refused(folder, value):
-    torch.save(value, folder / "weights.pth")
-    with pytest.raises(CheckpointError, match="not a state dict"):
-        checkpoint.load(str(folder))
-
-
-def test_a_missing_tensor_is_named(folder):
-    edit_weights(folder, "encoder.blocks.2.attn.rope_mixed_freqs", None)
-    with pytest.raises(CheckpointError, match=r"encoder\.blocks\.2\.attn\.rope_mixed_freqs"):
-        checkpoint.load(str(folder))
-
-
-def test_a_wrong_shape_is_named_with_both_shapes(folder):
-    edit_weights(folder, "encoder.blocks.1.mlp.fc1.weight", torch.zeros(512, 64))
-    with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.fc1\.weight has shape \(512, 64\), want \(512, 128\)"):
-        checkpoint.load(str(folder))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_tensor_that_is_not_finite_is_named(folder, bad):
-    weight = torch.ones(128)
-    weight[77] = bad
-    edit_weights(folder, "encoder.norm.weight", weight)
-    with pytest.raises(CheckpointError, match=r"encoder\.norm\.weight holds NaN or infinity"):
-        checkpoint.load(str(folder))
-
-
-def test_a_tensor_of_whole_numbers_is_refused(folder):
-    edit_weights(folder, "encoder.norm.weight", torch.ones(128, dtype=torch.int64))
-    with pytest.raises(CheckpointError, match="not a floating point tensor"):
-        checkpoint.load(str(folder))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": {}}', '{"model": {"encoder_config": 3}}'])
-def test_a_broken_configuration_is_refused(folder, text):
-    (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        checkpoint.load(str(folder))
+@pytest.mark.parametrize("name", ["nothing", "nothing/deeper/still", "weights.pth"])
+def test_a_model_that_is_nowhere_is_a_configuration_error(tmp_path, name):
+    with pytest.raises(ConfigError, match="does not exist"):
+        checkpoint.load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
-    ("changes", "version"),
+    ("name", "text", "want"),
     [
-        ({"spatial_pos_encoding": None, "use_linear_patch_embed": None}, "v1 "),
-        ({"spatial_pos_encoding": None}, "v1.1 "),
-        ({"attention_pooler_config": {"pooler_dim": 128}}, "v1.3 "),
-        ({"perceiver_config": {"register_dim": 128}}, "v1.3 "),
+        (None, None, "OlmoEarth Artifact License"),
+        ("README.md", "---\nlicense: apache-2.0\ntags: []\n---\n# Model", "apache-2.0"),
+        ("README.md", "---\nlicense: other\nlicense_name: 'my own'\n---\n", "my own"),
+        ("README.md", "# A model\n\nlicense: in the text only\n", "OlmoEarth Artifact License"),
+        ("LICENSE", "\n  MIT License\n\nCopyright", "MIT License"),
     ],
 )
-def test_other_versions_are_refused_by_name(folder, changes, version):
-    edit_config(folder, **changes)
-    with pytest.raises(CheckpointError, match=version):
-        checkpoint.load(str(folder))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"spatial_pos_encoding": "rope_3d"},
-        {"num_register_tokens": 4},
-        {"qk_norm": True},
-        {"post_proj_hidden_sizes": [12]},
-        {"patch_embed_hidden_sizes": [12, 12]},
-        {"max_patch_size": 16},
-        {"num_heads": 7},
-        {"depth": 0},
-        {"embedding_size": "128"},
-        {"rope_temporal_coordinate_scale": 0},
-        {"supported_modality_names": ["srtm"]},
-        {"tokenization_config": None},
-    ],
-)
-def test_structures_no_release_has_are_refused(folder, changes):
-    edit_config(folder, **changes)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        checkpoint.load(str(folder))
-
-
-def test_the_old_position_key_wins_over_the_new_one(folder):
-    edit_config(folder, position_encoding="absolute")
-    assert checkpoint.describe(str(folder)).version == "v1.2"
-
-
-def test_random_weights_are_seeded_labelled_and_lively():
-    first, again = checkpoint.load("random:v1.2-nano:0"), checkpoint.load("random:v1.2-nano:0")
-    other = checkpoint.load("random:v1.2-nano:1")
-    assert first.card == again.card
-    assert first.card.sha256 != other.card.sha256
-    assert not first.card.trained
-    assert first.card.parameters == 1_090_224
-    flat = [name for name, value in first.tensors.items() if float(value.std()) == 0]
-    assert flat == []
-    same = [name for name, value in first.tensors.items() if torch.equal(value, other.tensors[name])]
-    assert same == []
-
-
-def test_random_weights_do_not_touch_torchs_global_generator():
-    torch.manual_seed(0)
-    want = torch.rand(1)
-    torch.manual_seed(0)
-    checkpoint.load("random:v1.2-nano:0")
-    assert torch.equal(torch.rand(1), want)
-
-
-@pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
-def test_random_models_have_the_released_shapes(size):
-    config = checkpoint.random_config(size)
-    parameters = sum(int(np.prod(shape)) for shape in checkpoint.tensor_shapes(config).values())
-    assert parameters == {"nano": 1_090_224, "tiny": 7_704_592, "small": 26_024_224, "base": 94_513_984}[size]
-
-
-@pytest.mark.parametrize(
-    "spec", ["random:", "random:v1.2-nano", "random:v1.2-huge:0", "random:v1.1-nano:0", "random:v1.2-nano:-1"]
-)
-def test_an_unknown_random_model_names_the_valid_ones(spec):
-    with pytest.raises(ConfigError, match=r"random:v1\.2-nano:SEED"):
-        checkpoint.describe(spec)
+def test_the_licence_is_what_the_folder_says(folder, name, text, want):
+    if name:
+        (folder / name).write_text(text)
+    assert checkpoint.describe(str(folder)).licence == want

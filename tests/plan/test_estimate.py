@@ -1,36 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
-from pipeline.plan import estimate
+from pipeline.plan import estimate, flops
 from pipeline.types import Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
 
-FACTS = Path(__file__).resolve().parents[2] / "../shared/facts/performance.md"
 SIZES = {"nano": (128, 4, 8), "tiny": (192, 12, 3), "base": (768, 12, 12)}
-# (version, size, periods, window px, patch px, GFLOP): counted on the reference encoder, attention added.
-COUNTED = [
-    ("v1.2", "nano", 1, 64, 8, 0.123),
-    ("v1.2", "nano", 1, 64, 4, 0.592),
-    ("v1.2", "nano", 12, 64, 4, 24.8),
-    ("v1.2", "nano", 12, 128, 4, 331),
-    ("v1.2", "tiny", 1, 64, 8, 0.824),
-    ("v1.2", "tiny", 12, 64, 4, 125),
-    ("v1.2", "base", 1, 64, 8, 11.4),
-    ("v1.2", "base", 1, 128, 2, 1.34e3),
-    ("v1.2", "base", 12, 64, 4, 889),
-    ("v1", "nano", 1, 64, 8, 0.39),
-    ("v1", "nano", 12, 64, 4, 189),
-]
 
 
-def card(size: str = "nano", *, version: str = "v1.2") -> ModelCard:
+def card(size: str = "nano") -> ModelCard:
     dims, depth, heads = SIZES[size]
     return ModelCard(
         name="x",
-        version=version,
+        version="v1.2",
         size=size,
         dims=dims,
         depth=depth,
@@ -40,6 +24,9 @@ def card(size: str = "nano", *, version: str = "v1.2") -> ModelCard:
         sha256="",
         trained=False,
     )
+
+
+STUDENT = replace(card("base"), version="v1.3", dims=128, width=768, pooler_depth=1, student=128, output="student")
 
 
 def spec(*, window: int = 64, patch: int = 4, tile: int = 512) -> GridSpec:
@@ -73,41 +60,42 @@ def tile(
     windows: int = 100,
     rate: estimate.Rate | None = None,
     found: tuple[Candidates, ...] | None = None,
-    size: str = "nano",
+    model: ModelCard | None = None,
     box: Box = BOX,
+    grid: GridSpec | None = None,
+    **more,
 ) -> Estimate:
     found = candidates(3, 3) if found is None else found
     return estimate.estimate_tile(
         windows=windows,
         blocks=4,
-        card=card(size),
-        grid=spec(),
+        card=model or card(),
+        grid=grid or spec(),
         periods=2,
         read_box=box,
         candidates=found,
         cell_shares={c.cell: 0.25 for c in found},
         rate=rate or estimate.Rate(numerics=numerics()),
+        **more,
     )
 
 
-@pytest.mark.parametrize(("version", "size", "periods", "window", "patch", "gflop"), COUNTED)
-def test_flops_equal_the_count_on_the_reference_encoder(version, size, periods, window, patch, gflop):
-    got = estimate.flops_per_window(card(size, version=version), spec(window=window, patch=patch), periods)
-    assert got / 1e9 == pytest.approx(gflop, rel=5e-3)
+def test_work_of_a_tile_is_that_of_its_windows():
+    got = tile(windows=7)
+    assert got.flops == 7 * flops.flops_per_window(card(), spec(), 2)
+    assert got.tokens == 7 * flops.tokens_per_window(card(), spec(), 2) == 7 * 2 * 256
 
 
-def test_flops_and_tokens_equal_every_row_of_the_measured_table():
-    if not FACTS.is_file():
-        pytest.skip("the table of measurements is not beside this checkout")
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in FACTS.read_text().splitlines() if "| v1" in line]
-    rows = [r for r in rows if len(r) == 15 and r[0].split()[0] in {"v1", "v1.2"} and r[0].split()[1] in SIZES]
-    assert len(rows) >= 40
-    for name, periods, window, patch, tokens, gflop, *_ in rows:
-        version, size = name.split()
-        model, grid = card(size, version=version), spec(window=int(window), patch=int(patch))
-        assert estimate.tokens_per_window(model, grid, int(periods)) == int(tokens)
-        got = estimate.flops_per_window(model, grid, int(periods)) / 1e9
-        assert got == pytest.approx(float(gflop), rel=6e-3), name
+def test_every_sensor_adds_its_tokens():
+    model = replace(card(), sensors=("sentinel2_l2a", "sentinel1"))
+    both = tile(model=model, sensors=("sentinel2_l2a", "sentinel1"))
+    assert both.tokens == 2 * tile(model=model).tokens
+    assert both.flops > 2 * tile(model=model).flops
+
+
+def test_centre_crops_are_priced_with_the_pruned_last_block():
+    grid = replace(spec(), overlap_px=32)
+    assert tile(grid=replace(grid, stitch="centre")).flops < 0.9 * tile(grid=grid).flops
 
 
 def test_device_seconds_are_work_over_speed():
@@ -151,6 +139,12 @@ def test_wider_models_reach_a_higher_share_of_every_device():
         assert speeds == sorted(set(speeds))
 
 
+def test_speed_follows_the_width_of_a_token_not_of_what_is_written():
+    got = tile(model=STUDENT)
+    assert got.device_s == pytest.approx(got.flops / 96e9)
+    assert STUDENT.dims == 128
+
+
 def test_every_rate_names_its_source():
     assert all(r.source and r.gflops > 0 for r in estimate.RATES)
 
@@ -178,20 +172,47 @@ def test_bytes_read_of_a_box_over_two_cells_add_the_ranking_of_the_second():
 
 def test_bytes_written_follow_blocks_and_dims():
     assert tile().bytes_written == pytest.approx(4 * 256**2 * (128 / 1.7 + 0.1), rel=1e-6)
-    assert tile(size="base").bytes_written > 5 * tile().bytes_written
+    assert tile(model=card("base")).bytes_written > 5 * tile().bytes_written
+
+
+def test_bytes_written_per_token_are_those_of_fewer_vectors_that_compress_less():
+    got = tile(grid=replace(spec(), token_px=4)).bytes_written
+    assert got == pytest.approx(4 * 64**2 * (128 / 1.2 + 0.1), rel=1e-6)
+    assert got < tile().bytes_written / 10
+
+
+def test_bytes_written_follow_what_is_written_not_the_width_of_a_token():
+    assert tile(model=STUDENT).bytes_written == tile().bytes_written
+
+
+def test_peak_memory_holds_windows_as_wide_as_a_token():
+    small, large = (tile(windows=n, model=STUDENT).peak_bytes for n in (100, 2000))
+    assert large - small == 1900 * 256 * (4 * 768 + 1)
+
+
+def test_peak_memory_holds_codes_as_wide_as_what_is_written():
+    # the base model and the student work alike; written vectors are six times narrower, and the field exists twice
+    wide, narrow = tile(model=card("base")).peak_bytes, tile(model=STUDENT).peak_bytes
+    assert wide - narrow == 640 * (4 * 4 * 256**2 + 2 * 512**2) - 4 * 128 * 150**2
+
+
+def test_peak_memory_of_token_stores_is_lower():
+    per_token = replace(spec(), token_px=4)
+    assert tile(model=card("base"), grid=per_token).peak_bytes < tile(model=card("base")).peak_bytes
 
 
 def test_peak_memory_grows_with_windows_and_width_and_is_more_than_the_arrays():
     small, large = tile(windows=100), tile(windows=2000)
     assert small.peak_bytes > estimate.PROCESS_BYTES + 4 * 128 * 256 * 100
     assert large.peak_bytes - small.peak_bytes == 1900 * 256 * (4 * 128 + 1)
-    assert tile(size="base").peak_bytes > small.peak_bytes
+    assert tile(model=card("base")).peak_bytes > small.peak_bytes
 
 
-def test_peak_memory_on_a_gpu_leaves_activations_on_the_device():
+def test_peak_memory_on_a_gpu_leaves_windows_and_activations_on_the_device():
     cpu = estimate.Rate(numerics=numerics(batch=64), encoders=16)
     gpu = estimate.Rate(numerics=numerics("cuda", "nvidia l4", "bfloat16", batch=64))
     assert tile(rate=gpu).peak_bytes < tile(rate=cpu).peak_bytes
+    assert tile(rate=gpu, windows=100).peak_bytes == tile(rate=gpu, windows=2000).peak_bytes
 
 
 def test_total_adds_everything_but_memory():
