@@ -71,7 +71,7 @@ def open_tiles(plan: Plan | str) -> xr.DataTree:
 
 
 def open_store(path: str, *, zone: int | None = None, dequantise: bool = False) -> xr.Dataset:
-    """Open an embedding store with xarray.
+    """Open an embedding store with xarray; its pixels are 10 m, or tokens in a store of token resolution.
 
     Args:
         path: Output folder, or the store in it (``<output>/store.zarr``).

@@ -30,7 +30,8 @@ def test_an_unknown_key_names_the_nearest_valid_one(text, hint):
     [
         ("encode.window_px=62", "not a positive multiple of encode.patch_px 4"),
         ("encode.overlap_px=10", "not a multiple"),
-        ("encode.overlap_px=64", "must be smaller than encode.window_px 64"),
+        ("encode={window_px: 64, overlap_px: 64}", "must be smaller than encode.window_px 64"),
+        ("encode.margin_px=-1", "must not be negative"),
         ("encode.patch_px=3", "patch_px"),
         ("store.tile_px=300", "tile_px"),
         ("inputs.max_cloud_pct=140", "less than or equal to 100"),
@@ -69,13 +70,18 @@ def test_an_override_without_equals_sign_is_refused():
         load(None, overrides=["encode.patch_px"])
 
 
-def test_defaults_follow_the_patch():
-    got = {
-        p: (s.encode.window(), s.encode.overlap())
-        for p in (1, 2, 4, 8)
-        for s in [load(None, overrides=[f"encode.patch_px={p}"])]
-    }
-    assert got == {1: (64, 6), 2: (64, 12), 4: (64, 24), 8: (96, 32)}
+def test_overlap_and_margin_exclude_each_other():
+    assert load(None, overrides=["encode.margin_px=8"]).encode.margin_px == 8
+    with pytest.raises(ConfigError, match="give one of them"):
+        load(None, overrides=["encode.margin_px=8", "encode.overlap_px=16"])
+
+
+def test_stitching_and_resolution_follow_the_model():
+    encode = load(None).encode
+    assert (encode.stitching(absolute=True), encode.stitching(absolute=False)) == ("centre", "blend")
+    assert (encode.token_px(192), encode.token_px(768)) == (1, encode.patch_px)
+    fixed = load(None, overrides=["encode.stitch=blend", "encode.resolution=pixel"]).encode
+    assert (fixed.stitching(absolute=True), fixed.token_px(768)) == ("blend", 1)
 
 
 def test_periods_are_half_open_and_the_last_one_may_be_shorter():

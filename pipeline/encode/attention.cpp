@@ -23,7 +23,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <utility>
 
 #ifndef EARTHPRESS_LANES  // floats per vector; 16 also runs (as two halves) where registers hold 8, which tests use
@@ -49,6 +48,7 @@ constexpr int KEYS = 128;  // per block: scores, keys and values of a block stay
 constexpr int GROUP = 8;   // packing handles 8 x 8 words at a time, whatever LANES is
 constexpr int MAX_DIM = 128;
 constexpr size_t ALIGN = 64;
+static_assert(KEYS % GROUP == 0 && GROUP % ROWS == 0 && VECTORS * LANES % GROUP == 0, "tiles fill blocks");
 
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
@@ -169,12 +169,12 @@ inline void rotate(const typename M::Stored* from, const float* cos, const float
     }
 }
 
-// Where the rows of one operand lie: element strides between windows and tokens; heads are `dim` apart.
+// The rows of one operand, window and head.
 template <class M>
 struct Rows {
     const typename M::Stored* base;
-    int64_t token;
-    const float *cos, *sin;  // (token, head, dim / 2), or null
+    int64_t token;           // elements between tokens
+    const float *cos, *sin;  // of this head, or null
     int64_t turn;            // elements between tokens of cos and sin
     int dim;
 };
@@ -345,46 +345,42 @@ STEP_OF_BLOCK void gather(const float* weights, const uint32_t* values, size_t g
 // ---- one head --------------------------------------------------------------------------------------------------------
 
 // Working memory of a thread, kept between calls: mapping fresh pages would cost more than a small window's attention.
-struct Memory {
-    void* data = nullptr;
-    size_t size = 0;
-    ~Memory() { std::free(data); }
-    bool reserve(size_t bytes) {
-        if (bytes <= size) return true;
-        std::free(data);
-        data = std::aligned_alloc(ALIGN, bytes);
-        size = data ? bytes : 0;
-        return data != nullptr;
-    }
-};
-
-struct Layout {
-    size_t keys, values, queries, scores, out, tokens, total;
-
-    Layout(int64_t query_count, int64_t key_count, int dim, int step) {
-        size_t at = 0;
-        const auto take = [&at](size_t words) {
-            const size_t begin = at;
-            at += (words * 4 + ALIGN - 1) / ALIGN * ALIGN;
-            return begin;
-        };
-        const size_t lanes = VECTORS * LANES, padded = (key_count + GROUP - 1) / GROUP * GROUP;
-        keys = take(padded * (dim / step));
-        values = take((padded / step + 1) * dim);
-        queries = take(lanes * (dim / step));
-        scores = take(lanes * KEYS);
-        out = take(lanes * dim);
-        tokens = take(key_count + query_count);
-        total = at;
-    }
-};
-
-template <class M>
-struct Head {
-    const uint32_t *keys, *values;
-    uint32_t* queries;
+struct Scratch {
+    uint32_t *keys, *values, *queries;
     float *scores, *out;
-    int count, dim;  // keys, head dim
+    int32_t *seen, *every;  // visible tokens; all queries
+
+    ~Scratch() { std::free(memory); }
+
+    bool reserve(int64_t query_count, int64_t key_count, int dim, int step) {
+        const size_t words = dim / step, lanes = VECTORS * LANES, padded = (key_count + GROUP - 1) / GROUP * GROUP;
+        const size_t parts[] = {padded * words, (padded / step + 1) * dim, lanes * words,      lanes * KEYS,
+                                lanes * dim,    (size_t)key_count,         (size_t)query_count};
+        size_t starts[7], bytes = 0;
+        for (int i = 0; i < 7; i++) {
+            starts[i] = bytes;
+            bytes += (parts[i] * sizeof(uint32_t) + ALIGN - 1) / ALIGN * ALIGN;
+        }
+        if (bytes > size) {
+            std::free(memory);
+            memory = static_cast<char*>(std::aligned_alloc(ALIGN, bytes));
+            size = memory ? bytes : 0;
+            if (!memory) return false;
+        }
+        keys = at<uint32_t>(starts[0]), values = at<uint32_t>(starts[1]), queries = at<uint32_t>(starts[2]);
+        scores = at<float>(starts[3]), out = at<float>(starts[4]);
+        seen = at<int32_t>(starts[5]), every = at<int32_t>(starts[6]);
+        return true;
+    }
+
+  private:
+    char* memory = nullptr;
+    size_t size = 0;
+
+    template <class T>
+    T* at(size_t byte) const {
+        return reinterpret_cast<T*>(memory + byte);
+    }
 };
 
 // Outputs, one row of `dim` per query, from out[d][query].
@@ -400,53 +396,51 @@ inline void write_rows(const float* out, int lanes, int count, int dim, typename
         }
 }
 
-// Up to V * LANES packed queries against all keys; the first `count` are written.
+// `count` queries, at most V * LANES, against the packed keys and values.
 template <class M, int V>
-void attend_block(const Head<M>& head, int count, typename M::Stored* to, int64_t stride) {
-    const int words = head.dim / M::STEP, all_steps = (head.count + M::STEP - 1) / M::STEP;
-    const Exponential exponential(1.0f / __builtin_sqrtf((float)head.dim));
+void attend_block(const Scratch& scratch, int key_count, const Rows<M>& q, const int32_t* tokens, int count,
+                  typename M::Stored* to, int64_t stride) {
+    const int dim = q.dim, words = dim / M::STEP;
+    const size_t group = (size_t)(key_count + M::STEP - 1) / M::STEP * GROUP;
+    const Exponential exponential(1.0f / __builtin_sqrtf((float)dim));
+    for (int i = 0; i < V * LANES; i += GROUP)
+        pack_rows<M>(q, tokens + i, count - i, scratch.queries + i, V * LANES);
     Floats top[V], total[V] = {};
     for (int v = 0; v < V; v++) top[v] = Floats{} - std::numeric_limits<float>::infinity();
-    std::memset(head.out, 0, sizeof(float) * head.dim * V * LANES);
-    for (int first = 0; first < head.count; first += KEYS) {
-        const int keys = head.count - first < KEYS ? head.count - first : KEYS;
+    std::memset(scratch.out, 0, sizeof(float) * dim * V * LANES);
+    for (int first = 0; first < key_count; first += KEYS) {
+        const int keys = key_count - first < KEYS ? key_count - first : KEYS;
         Floats before[V], keep[V];
         for (int v = 0; v < V; v++) before[v] = top[v];
-        score<M, V>(head.queries, head.keys + (size_t)first * words, words, keys, head.scores, top);
+        score<M, V>(scratch.queries, scratch.keys + (size_t)first * words, words, keys, scratch.scores, top);
         for (int v = 0; v < V; v++) keep[v] = exponential(before[v] - top[v]);
-        soften<M, V>(head.scores, keys, exponential, top, keep, total);
-        gather<M, V>(head.scores, head.values + (size_t)first / M::STEP * GROUP, (size_t)all_steps * GROUP,
-                     (keys + M::STEP - 1) / M::STEP, head.dim, keep, head.out);
+        soften<M, V>(scratch.scores, keys, exponential, top, keep, total);
+        gather<M, V>(scratch.scores, scratch.values + (size_t)first / M::STEP * GROUP, group,
+                     (keys + M::STEP - 1) / M::STEP, dim, keep, scratch.out);
     }
-    for (int d = 0; d < head.dim; d++)
-        for (int v = 0; v < V; v++) {
-            float* at = head.out + (size_t)(d * V + v) * LANES;
-            store(at, load<Floats>(at) / total[v]);
+    for (int v = 0; v < V; v++) {
+        const Floats share = 1.0f / total[v];
+        for (int d = 0; d < dim; d++) {
+            float* at = scratch.out + (size_t)(d * V + v) * LANES;
+            store(at, load<Floats>(at) * share);
         }
-    write_rows<M>(head.out, V * LANES, count, head.dim, to, stride);
-}
-
-template <class M, int V>
-void pack_and_attend(const Head<M>& head, const Rows<M>& q, const int32_t* tokens, int count, typename M::Stored* to,
-                     int64_t stride) {
-    for (int i = 0; i < V * LANES; i += GROUP)
-        pack_rows<M>(q, tokens + i, count - i, head.queries + i, V * LANES);
-    attend_block<M, V>(head, count, to, stride);
+    }
+    write_rows<M>(scratch.out, V * LANES, count, dim, to, stride);
 }
 
 template <class M>
-void attend_head(const Head<M>& head, const Rows<M>& q, int64_t queries, const int32_t* tokens, typename M::Stored* to,
+void attend_head(const Scratch& scratch, int key_count, const Rows<M>& q, int64_t queries, typename M::Stored* to,
                  int64_t stride) {
-    for (int64_t first = 0; first < queries;) {
-        const int left = (int)(queries - first < VECTORS * LANES ? queries - first : VECTORS * LANES);
+    for (int64_t first = 0; first < queries; first += VECTORS * LANES) {
+        const int count = (int)(queries - first < VECTORS * LANES ? queries - first : VECTORS * LANES);
+        const int32_t* tokens = scratch.every + first;
         auto* row = to + first * stride;
-        if (left <= LANES)
-            pack_and_attend<M, 1>(head, q, tokens + first, left, row, stride);
-        else if (left <= 2 * LANES)
-            pack_and_attend<M, 2>(head, q, tokens + first, left, row, stride);
+        if (count <= LANES)
+            attend_block<M, 1>(scratch, key_count, q, tokens, count, row, stride);
+        else if (count <= 2 * LANES)
+            attend_block<M, 2>(scratch, key_count, q, tokens, count, row, stride);
         else
-            pack_and_attend<M, VECTORS>(head, q, tokens + first, left, row, stride);
-        first += left;
+            attend_block<M, VECTORS>(scratch, key_count, q, tokens, count, row, stride);
     }
 }
 
@@ -472,34 +466,29 @@ int list_visible(const uint8_t* visible, int64_t keys, int32_t* tokens) {
 template <class M>
 bool attend(const typename M::Stored* q, const typename M::Stored* k, const typename M::Stored* v,
             typename M::Stored* out, const Turns& turns, const uint8_t* visible, const Shape& shape) {
-    static thread_local Memory memory;
+    static thread_local Scratch scratch;
     const int dim = (int)shape.dim;
     const int64_t width = shape.heads * dim;
-    const Layout layout(shape.queries, shape.keys, dim, M::STEP);
-    if (!memory.reserve(layout.total)) return false;
-    char* base = static_cast<char*>(memory.data);
-    auto* seen = reinterpret_cast<int32_t*>(base + layout.tokens);
-    int32_t* every = seen + shape.keys;
-    list_visible(nullptr, shape.queries, every);
-    auto* keys = reinterpret_cast<uint32_t*>(base + layout.keys);
-    auto* values = reinterpret_cast<uint32_t*>(base + layout.values);
+    if (!scratch.reserve(shape.queries, shape.keys, dim, M::STEP)) return false;
+    list_visible(nullptr, shape.queries, scratch.every);
     const auto rows = [&](const typename M::Stored* from, int64_t token, const float* cos, const float* sin, int64_t h) {
         const int64_t turn = h * dim / 2;
         return Rows<M>{from + h * dim, token, cos ? cos + turn : nullptr, cos ? sin + turn : nullptr, width / 2, dim};
     };
     for (int64_t w = 0; w < shape.windows; w++) {
-        const int count = list_visible(visible ? visible + w * shape.keys : nullptr, shape.keys, seen);
+        const int count = list_visible(visible ? visible + w * shape.keys : nullptr, shape.keys, scratch.seen);
         auto* to = out + w * shape.queries * width;
-        if (!count) std::memset(to, 0, sizeof(*to) * shape.queries * width);
-        for (int64_t h = 0; count && h < shape.heads; h++) {
-            const int64_t kv = w * shape.kv_window;
-            pack_keys<M>(rows(k + kv, shape.kv_token, turns.k_cos, turns.k_sin, h), seen, count, keys);
-            pack_values<M>(rows(v + kv, shape.kv_token, nullptr, nullptr, h), seen, count, values);
-            const Head<M> head{keys, values, reinterpret_cast<uint32_t*>(base + layout.queries),
-                               reinterpret_cast<float*>(base + layout.scores),
-                               reinterpret_cast<float*>(base + layout.out), count, dim};
-            attend_head<M>(head, rows(q + w * shape.q_window, shape.q_token, turns.q_cos, turns.q_sin, h), shape.queries,
-                           every, to + h * dim, width);
+        if (!count) {
+            std::memset(to, 0, sizeof(*to) * shape.queries * width);
+            continue;
+        }
+        for (int64_t h = 0; h < shape.heads; h++) {
+            const auto key = rows(k + w * shape.kv_window, shape.kv_token, turns.k_cos, turns.k_sin, h);
+            const auto value = rows(v + w * shape.kv_window, shape.kv_token, nullptr, nullptr, h);
+            const auto query = rows(q + w * shape.q_window, shape.q_token, turns.q_cos, turns.q_sin, h);
+            pack_keys<M>(key, scratch.seen, count, scratch.keys);
+            pack_values<M>(value, scratch.seen, count, scratch.values);
+            attend_head<M>(scratch, count, query, shape.queries, to + h * dim, width);
         }
     }
     return true;

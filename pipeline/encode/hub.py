@@ -131,11 +131,15 @@ def _download(model_id: str, revision: str, cache: Path | None) -> Path:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a failed request raises: the HTTP library below huggingface_hub changed, so its base class is looked up."""
+    """What a failed request raises.
+
+    The HTTP library below huggingface_hub changed, so its base class is looked up; hf_xet, which brings large files,
+    raises RuntimeError.
+    """
     from huggingface_hub import errors  # noqa: PLC0415
 
     bases = (base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-    return (*(base for base in bases if issubclass(base, Exception)), OSError)
+    return (*(base for base in bases if issubclass(base, Exception)), OSError, RuntimeError)
 
 
 def _wanted(there: set[str], model_id: str) -> list[str]:

@@ -283,7 +283,7 @@ def _pooler_layer(
 
 
 def _axial(coords: torch.Tensor, config: PoolerConfig) -> torch.Tensor:
-    """Angles (1, token, pair) at (token, 2) coordinates: half of a head's pairs turns with the row, half with the col."""
+    """Angles (1, token, pair) at (token, 2) coordinates: rows turn half of a head's pairs, columns the other half."""
     pairs = config.dims // config.heads // 4
     turn = config.rope_base ** (-torch.arange(pairs) / pairs)
     return (coords.nan_to_num(0.0).unsqueeze(-1) * turn).flatten(1).unsqueeze(0)

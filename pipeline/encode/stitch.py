@@ -12,6 +12,7 @@ window whose centre is nearest; ties go to the window in the north and west when
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -23,10 +24,12 @@ from pipeline.errors import ConfigError, InvalidInputError
 from pipeline.types import PIXEL_M, Box, GridSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""(token, dim of the stitched field) to (token, dim that is written)."""
 RUN_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Bytes of windows that are added side by side: on a CPU what stays in cache (one window at patch 1), on a GPU enough
 that launching kernels costs nothing."""
@@ -168,14 +171,13 @@ def stitch(
 
 
 @torch.inference_mode()
-def with_head(tokens: Field, head: Callable[[torch.Tensor], torch.Tensor]) -> Field:
+def with_head(tokens: Field, head: Head) -> Field:
     """Apply a model's head to a stitched field.
 
     Args:
         tokens: The field.
-        head: (token, dim) to (token, dim of the result); the identity gives back the tensor that it got. It sees
-            ``HEAD_TOKENS`` tokens at a time, the last ones padded with 0, so that a token's bytes do not depend on the
-            size of the field.
+        head: The identity gives back the tensor that it got. It sees ``HEAD_TOKENS`` tokens at a time, the last ones
+            padded with 0, so that a token's bytes do not depend on the size of the field.
 
     Returns:
         The field of results, with 0 where not valid; ``tokens`` itself when the head is the identity.

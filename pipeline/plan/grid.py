@@ -60,7 +60,7 @@ def wanted_blocks(
 
 
 def window_origins(box: Box, grid: GridSpec) -> tuple[tuple[int, int], ...]:
-    """North-west pixels (row, col) of every lattice window that touches ``box``, row by row.
+    """North-west pixels (row, col) of every lattice window of which a used part touches ``box``, row by row.
 
     >>> box = Box(zone=31, res_m=10, row=-100, col=40, height=10, width=10)
     >>> window_origins(box, GridSpec(patch_px=4, window_px=64, overlap_px=24, tile_px=512))
@@ -73,17 +73,18 @@ def window_origins(box: Box, grid: GridSpec) -> tuple[tuple[int, int], ...]:
 
 def _axis_origins(start: int, stop: int, grid: GridSpec) -> range:
     stride = grid.stride_px
-    first = (start - grid.window_px) // stride + 1
-    last = (stop - 1) // stride
+    first = (start - grid.trim_px - grid.core_px) // stride + 1
+    last = (stop - 1 - grid.trim_px) // stride
     return range(first * stride, last * stride + 1, stride)
 
 
 def needed_boxes(tile: Tile, blocks: Iterable[tuple[int, int]], grid: GridSpec) -> tuple[Box, ...]:
     """The 10 m box of each wanted block, grown by what interpolation to pixels reads beyond it.
 
-    At patch > 1 an output pixel mixes the four nearest tokens, so one token more is needed on every side.
+    At patch > 1 an output pixel mixes the four nearest tokens, so one token more is needed on every side; a store of
+    tokens interpolates nothing.
     """
-    margin = grid.patch_px if grid.patch_px > 1 else 0
+    margin = grid.patch_px if grid.patch_px > 1 and grid.token_px == 1 else 0
     return tuple(tile.block_box(r, c).pad(margin) if margin else tile.block_box(r, c) for r, c in blocks)
 
 

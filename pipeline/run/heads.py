@@ -144,10 +144,11 @@ def _vectors(plan: Plan, labels: Labels) -> tuple[NDArray[np.float32], NDArray[n
 
 def _labelled(plan: Plan, labels: Labels) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     for tile, _ in committed(plan):
-        rows, cols, index = labelled.pixels_of(labels, box=tile.box)
+        box = plan.grid.on_store(tile.box)
+        rows, cols, index = labelled.pixels_of(labels, box=box)
         if not len(rows):
             continue
         codes, _, _ = store.read_tile(store_path(plan.output), tile)
-        picked = codes[:, rows - tile.box.row, cols - tile.box.col]
+        picked = codes[:, rows - box.row, cols - box.col]
         ok = picked[0] != NODATA_CODE
         yield picked[:, ok].T.astype(np.float32), index[ok]

@@ -1,6 +1,7 @@
 """Quicklooks and class maps of a store: GeoTIFF for work, PNG for people, plain pictures for the report page.
 
-Reads the store tile by tile and changes none of it. When they are made again is ``publish``'s business.
+Reads the store tile by tile and changes none of it. Everything is drawn in pixels of the store, 10 m or tokens. When
+they are made again is ``publish``'s business.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GROUP_PX = 8192
-"""Side of the ground square of one map GeoTIFF, anchored at the zone origin."""
+"""Side of the ground square of one map GeoTIFF, 10 m pixels, anchored at the zone origin."""
 QUICKLOOK_PX = 8192
 """Longest side of the quicklook GeoTIFF; larger areas are averaged down."""
 SAMPLE_PX = 40_000
 """Pixels from which the colours of the quicklook are derived; the basis is then frozen for the store."""
+MIN_SAMPLE = 256
+"""No picture, and no frozen colours, from fewer pixels than this or than dimensions, whichever is less: a block of a
+store of token resolution has 1024 pixels and may have as many dimensions."""
 PAGE_PX = 1400
 """Longest side of the pictures inside the report page."""
 PROBE_SUFFIX = ".probe.json"
@@ -68,11 +72,14 @@ def committed(plan: Plan) -> tuple[tuple[Tile, Receipt], ...]:
 
 
 def ground(plan: Plan) -> tuple[Box, ...]:
-    """Per zone the smallest box of whole blocks around everything committed: what pictures and maps show."""
+    """Per zone the smallest box of whole blocks around everything committed, in pixels of the store.
+
+    It is what pictures and maps show.
+    """
     boxes: dict[int, Box] = {}
     for tile, receipt in committed(plan):
         for row, col in receipt.blocks:
-            box = tile.block_box(row, col)
+            box = plan.grid.on_store(tile.block_box(row, col))
             boxes[tile.zone] = union(boxes[tile.zone], box) if tile.zone in boxes else box
     return tuple(boxes[zone] for zone in sorted(boxes))
 
@@ -144,7 +151,7 @@ def quicklooks(plan: Plan, tiles: Sequence[Tile]) -> tuple[str, ...]:
         return ()
     made: list[str] = []
     for extent in ground(plan):
-        factor = _factor(extent, QUICKLOOK_PX)
+        factor = _factor(plan, extent, QUICKLOOK_PX)
         canvas = _canvas(plan, extent, tiles=tiles, basis=basis, factor=factor)
         made += _quicklook_files(plan, folder, extent, canvas=canvas, factor=factor)
     return tuple(made)
@@ -156,7 +163,7 @@ def page_pictures(plan: Plan, maps: Sequence[str]) -> tuple[page.Picture, ...]:
     pictures: list[page.Picture] = []
     basis_file = Path(plan.output) / "preview" / "basis.json"
     for extent in ground(plan):
-        factor = _factor(extent, PAGE_PX)
+        factor = _factor(plan, extent, PAGE_PX)
         if basis_file.is_file():
             basis = preview.Basis.from_json(basis_file.read_text(encoding="utf-8"))
             canvas = _canvas(plan, extent, tiles=places, basis=basis, factor=factor)
@@ -209,8 +216,8 @@ def _titles(plan: Plan, what: str) -> tuple[str, ...]:
 def _canvas(plan: Plan, extent: Box, *, tiles: Sequence[Tile], basis: preview.Basis, factor: int) -> NDArray[np.uint8]:
     scale = np.asarray(plan.calibration.scale, np.float32)
     canvas = np.zeros((extent.height // factor, extent.width // factor, 4), np.uint8)
-    for tile, part in _parts(tiles, extent):
-        codes = store.read_tile(store_path(plan.output), tile)[0][:, *part.slices_in(tile.box)]
+    for tile, box, part in _parts(tiles, extent):
+        codes = store.read_tile(store_path(plan.output), tile)[0][:, *part.slices_in(box)]
         colours = preview.render(codes, scale, codes[0] != NODATA_CODE, basis)
         canvas[_place(part, extent, factor)] = preview.shrink_rgba(colours, factor=factor)
     return canvas
@@ -240,7 +247,7 @@ def _basis(plan: Plan, path: Path, tiles: Sequence[Tile]) -> preview.Basis | Non
         return preview.Basis.from_json(path.read_text(encoding="utf-8"))
     scale = np.asarray(plan.calibration.scale, np.float32)
     samples = list(_sample(plan, tiles))
-    if sum(len(s) for s in samples) < plan.model.dims:
+    if sum(len(s) for s in samples) < min(plan.model.dims, MIN_SAMPLE):
         return None
     basis = preview.pca_basis(np.concatenate(samples) * scale)
     durable.replace(path, basis.to_json().encode())
@@ -249,7 +256,7 @@ def _basis(plan: Plan, path: Path, tiles: Sequence[Tile]) -> preview.Basis | Non
 
 def _sample(plan: Plan, tiles: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
     per_tile = max(1, SAMPLE_PX // max(1, len(tiles)))
-    step = max(1, round(plan.grid.tile_px / per_tile**0.5))
+    step = max(1, round(plan.grid.tile_px // plan.grid.token_px / per_tile**0.5))
     every = max(1, len(tiles) * plan.model.dims // (SAMPLE_PX * 4))
     for tile in tiles[::every]:
         codes, _, _ = store.read_tile(store_path(plan.output), tile)
@@ -258,7 +265,8 @@ def _sample(plan: Plan, tiles: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
 
 
 def _map_cog(folder: Path, box: Box, *, tiles: Sequence[Tile], made: ClassMap) -> Path:
-    path = folder / f"{made.name}_utm{box.zone:02d}_r{box.row // GROUP_PX}_c{box.col // GROUP_PX}.tif"
+    side = GROUP_PX * PIXEL_M // box.res_m
+    path = folder / f"{made.name}_utm{box.zone:02d}_r{box.row // side}_c{box.col // side}.tif"
     geotiff.write_cog(
         path,
         _mosaic(box, tiles=tiles, layer=made.layer, factor=1),
@@ -274,7 +282,7 @@ def _map_cog(folder: Path, box: Box, *, tiles: Sequence[Tile], made: ClassMap) -
 
 def _map_png(plan: Plan, extent: Box, *, tiles: Sequence[Tile], made: ClassMap) -> str:
     path = Path(plan.output) / "maps" / f"{made.name}_utm{extent.zone:02d}.png"
-    factor = _factor(extent, preview.MAX_SIDE_PX)
+    factor = _factor(plan, extent, preview.MAX_SIDE_PX)
     classes = _mosaic(extent, tiles=tiles, layer=made.layer, factor=factor)
     preview.save_png(
         str(path),
@@ -290,23 +298,24 @@ def _mosaic(
     box: Box, *, tiles: Sequence[Tile], layer: Callable[[Tile], NDArray[np.uint8]], factor: int
 ) -> NDArray[np.uint8]:
     canvas = np.full((box.height // factor, box.width // factor), 255, np.uint8)
-    for tile, part in _parts(tiles, box):
-        classes = layer(tile)[part.slices_in(tile.box)]
+    for tile, whole, part in _parts(tiles, box):
+        classes = layer(tile)[part.slices_in(whole)]
         canvas[_place(part, box, factor)] = preview.shrink_classes(classes, factor=factor)
     return canvas
 
 
-def _parts(tiles: Sequence[Tile], box: Box) -> Iterator[tuple[Tile, Box]]:
-    """The tiles that touch ``box``, each with the part inside."""
+def _parts(tiles: Sequence[Tile], box: Box) -> Iterator[tuple[Tile, Box, Box]]:
+    """The tiles that touch ``box``, each with its own box and the part inside, in the pixels of ``box``."""
     for tile in tiles:
-        part = box.intersect(tile.box) if tile.zone == box.zone else None
+        whole = tile.box.cover(box.res_m)
+        part = box.intersect(whole) if tile.zone == box.zone else None
         if part is not None:
-            yield tile, part
+            yield tile, whole, part
 
 
-def _factor(box: Box, most_px: int) -> int:
+def _factor(plan: Plan, box: Box, most_px: int) -> int:
     """How much a picture over ``box`` is averaged down; at most a block, so that blocks shrink one by one."""
-    return min(preview.factor_for(box.height, box.width, max_side_px=most_px), BLOCK_PX)
+    return min(preview.factor_for(box.height, box.width, max_side_px=most_px), BLOCK_PX // plan.grid.token_px)
 
 
 def _place(box: Box, outer: Box, factor: int) -> tuple[slice, slice]:
@@ -320,7 +329,7 @@ def _place(box: Box, outer: Box, factor: int) -> tuple[slice, slice]:
 def _coarse(box: Box, factor: int) -> Box:
     return Box(
         zone=box.zone,
-        res_m=PIXEL_M * factor,
+        res_m=box.res_m * factor,
         row=box.row // factor,
         col=box.col // factor,
         height=box.height // factor,
@@ -331,10 +340,11 @@ def _coarse(box: Box, factor: int) -> Box:
 def _groups(plan: Plan) -> Iterator[Box]:
     """The part of what is committed in each 8192 px ground square that holds a committed tile."""
     tiles = [tile for tile, _ in committed(plan)]
+    side = GROUP_PX // plan.grid.token_px
     for extent in ground(plan):
-        for row in range(extent.row // GROUP_PX, -(-extent.row_stop // GROUP_PX)):
-            for col in range(extent.col // GROUP_PX, -(-extent.col_stop // GROUP_PX)):
-                square = replace(extent, row=row * GROUP_PX, col=col * GROUP_PX, height=GROUP_PX, width=GROUP_PX)
+        for row in range(extent.row // side, -(-extent.row_stop // side)):
+            for col in range(extent.col // side, -(-extent.col_stop // side)):
+                square = replace(extent, row=row * side, col=col * side, height=side, width=side)
                 part = extent.intersect(square)
                 if part is not None and any(True for _ in _parts(tiles, part)):
                     yield part

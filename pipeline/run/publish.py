@@ -171,7 +171,7 @@ def _page(plan: Plan, made: Published) -> None:
     content = page.PageContent(
         title=f"earthpress: {Path(plan.output).resolve().name}",
         subtitle=f"{plan.area.km2:,.1f} km2, {span}, {len(plan.periods)} periods, OlmoEarth {plan.model.version} "
-        f"{plan.model.size}, patch {plan.grid.patch_px}",
+        f"{plan.model.size}, patch {plan.grid.patch_px}, one vector per {plan.grid.pixel_m} m",
         warnings=_warnings(plan, tiles),
         facts=_facts(plan, summary),
         pictures=pictures.page_pictures(plan, made.maps),

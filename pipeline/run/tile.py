@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from pipeline.account.meter import PeakMemory, StageClock
     from pipeline.encode.session import WindowFields
-    from pipeline.encode.stitch import Field
+    from pipeline.encode.stitch import Head
     from pipeline.maps.probe import Probe
     from pipeline.write.commit import Commits
 
@@ -58,8 +57,9 @@ class Encoder(Protocol):
         """Token fields of the windows at ``origins``, on the device."""
         ...
 
-    def head(self, values: Tensor) -> Tensor:
-        """Stitched vectors (token, dim) to written ones; the same object where the model has no head."""
+    @property
+    def head(self) -> Head:
+        """Stitched vectors (token, dim) to written ones; gives back the same object where the model has no head."""
         ...
 
 
@@ -218,7 +218,7 @@ def _seen(stack: Stack, box: Box, token_px: int) -> NDArray[np.uint8]:
     seen = assemble.observed_per_period(stack, box)
     if token_px > 1:
         height, width = box.height // token_px, box.width // token_px
-        seen = seen.reshape(len(seen), height, token_px, width, token_px).any(axis=(2, 4))
+        seen = np.asarray(seen.reshape(len(seen), height, token_px, width, token_px).any(axis=(2, 4)))
     return np.asarray(seen.sum(axis=0), np.uint8)
 
 

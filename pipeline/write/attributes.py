@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.types import NODATA_CODE, PIXEL_M, Reason
+from pipeline.types import NODATA_CODE, Reason
 from pipeline.write.layout import FORMAT_VERSION, MAP_FILL, identity
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def root_attributes(spec: StoreSpec) -> dict[str, Any]:
 
 
 def zone_attributes(spec: StoreSpec, extent: Box) -> dict[str, Any]:
-    """Attributes of a zone group; ``earthpress.extent`` is the box under its arrays."""
+    """Attributes of a zone group; ``earthpress.extent`` is the box under its arrays, in their pixels."""
     own = _provenance(spec) | {
         "zone": extent.zone,
         "extent": {"row": extent.row, "col": extent.col, "height": extent.height, "width": extent.width},
@@ -104,7 +104,8 @@ def array_attributes(name: str, spec: StoreSpec, extent: Box) -> dict[str, Any]:
             "flag_meanings": " ".join(r.name.lower() for r in Reason),
         }
     elif name == "n_obs":
-        own = {"long_name": "periods with a valid observation", "units": "1"}
+        where = " in any 10 m pixel of the token" if spec.grid.token_px > 1 else ""
+        own = {"long_name": f"periods with a valid observation{where}", "units": "1"}
     else:
         layer = next(m for m in spec.maps if m.array == name)
         own = {**_map_attributes(layer), **_labels(spec)}
@@ -137,7 +138,8 @@ def _provenance(spec: StoreSpec) -> dict[str, Any]:
         "numerics": asdict(spec.numerics),
         "grid": asdict(spec.grid),
         "shard_px": spec.shard_px,
-        "pixel_m": PIXEL_M,
+        "pixel_m": spec.grid.pixel_m,
+        "token_px": spec.grid.token_px,
         "identity": identity(spec),
     }
 
@@ -161,7 +163,7 @@ def _geoemb(spec: StoreSpec) -> dict[str, Any]:
         "geoemb:model": f"urn:olmoearth:{model.version}:{model.size}:sha256:{model.sha256}",
         "geoemb:source_data": list(spec.source_data) or ["unknown"],
         "geoemb:data_type": "int8",
-        "geoemb:gsd": PIXEL_M,
+        "geoemb:gsd": spec.grid.pixel_m,
         "geoemb:spatial_layout": "utm_zones",
         "geoemb:quantization": {
             "method": "linear_per_dimension",

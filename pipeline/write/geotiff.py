@@ -97,7 +97,7 @@ def read_classes(path: str | Path) -> tuple[NDArray[np.uint8], Box, tuple[tuple[
     """Read a class map that ``write_cog`` wrote.
 
     Returns:
-        ((row, col) uint8, its 10 m box, ((value, name, ``#rrggbb``), ...)).
+        ((row, col) uint8, its box, ((value, name, ``#rrggbb``), ...)).
 
     Raises:
         OutputError: Not such a file.

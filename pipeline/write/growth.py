@@ -52,7 +52,7 @@ def unfinished(root: Path) -> bool:
 
 
 def zones_of(root: Path) -> dict[int, tuple[Box, tuple[tuple[datetime, datetime], ...]]]:
-    """Extent and time steps of every zone of a store."""
+    """Extent (in pixels of the arrays) and time steps of every zone of a store."""
     found = {}
     for folder in sorted(root.glob("utm[0-9][0-9]")):
         zone = int(folder.name.removeprefix("utm"))
@@ -69,7 +69,7 @@ def grow(root: Path, spec: StoreSpec, *, at: Checkpoint = durable.passed) -> boo
     """
     present = zones_of(root)
     times = _merged_times(present, spec)
-    wanted = {box.zone: box for box in spec.extents}
+    wanted = {box.zone: box for box in spec.boxes}
     changed: list[tuple[Box, Box | None]] = []
     for zone in sorted(present.keys() | wanted.keys()):
         if zone not in present:

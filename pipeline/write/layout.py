@@ -3,7 +3,8 @@
 Pure: knows the values and no file. ``attributes.py`` writes the metadata text, ``zones.py`` the arrays, ``shards.py``
 the pixels. A store is a Zarr v3 hierarchy: root group, one group ``utmNN`` per UTM zone, and in it ``embeddings (time,
 band, y, x)`` int8 with its coordinates and the layers ``reason``, ``n_obs`` and ``map_<name>`` (time, y, x) uint8.
-All of them share one shard side, so that a tile is a whole number of shards of every array.
+All of them share one shard side, so that a tile is a whole number of shards of every array. A pixel of the arrays is
+``GridSpec.token_px`` lattice pixels of 10 m wide: 1, or a token.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class StoreSpec:
         names = [m.name for m in self.maps]
         if len(set(names)) != len(names):
             raise InvalidInputError(f"StoreSpec.maps has a name twice: {names}")
+        if self.tile_px % self.grid.token_px:
+            raise InvalidInputError(f"tile_px {self.tile_px} is not a multiple of token_px {self.grid.token_px}")
         for box in self.extents:
             check_extent(box, tile_px=self.grid.tile_px)
 
@@ -106,8 +109,13 @@ class StoreSpec:
 
     @property
     def shard_px(self) -> int:
-        """Side of a shard of every array."""
-        return shard_px(self.dims, tile_px=self.tile_px)
+        """Side of a shard of every array, in pixels of the arrays."""
+        return shard_px(self.dims, tile_px=self.tile_px // self.grid.token_px)
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """``extents`` in pixels of the arrays."""
+        return tuple(self.grid.on_store(box) for box in self.extents)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +149,7 @@ class ArrayLayout:
 
 
 def shard_px(dims: int, *, tile_px: int) -> int:
-    """Side of a shard: the largest power of two with dims x px^2 <= 256 MiB that divides the tile.
+    """Side of a shard: the largest power of two with dims x px^2 <= 256 MiB that divides the tile (in pixels).
 
     Example:
         >>> shard_px(192, tile_px=2048), shard_px(64, tile_px=2048), shard_px(128, tile_px=512)
@@ -215,10 +223,16 @@ def union(one: Box, other: Box) -> Box:
 def tile_shards(tile: Tile, *, extent: Box, shard: int) -> tuple[tuple[int, int, slice, slice], ...]:
     """The shards of a tile: (shard_row, shard_col) in the array, and their (row, col) slices in the tile.
 
+    Args:
+        tile: The tile.
+        extent: Box under the array, in its pixels.
+        shard: Side of a shard in these pixels.
+
     Raises:
         InvalidInputError: The tile lies outside the extent of the store.
     """
-    rows, cols = tile.box.slices_in(extent)
+    box = tile.box.cover(extent.res_m)
+    rows, cols = box.slices_in(extent)
     return tuple(
         (
             (rows.start + row) // shard,
@@ -226,8 +240,8 @@ def tile_shards(tile: Tile, *, extent: Box, shard: int) -> tuple[tuple[int, int,
             slice(row, row + shard),
             slice(col, col + shard),
         )
-        for row in range(0, tile.tile_px, shard)
-        for col in range(0, tile.tile_px, shard)
+        for row in range(0, box.height, shard)
+        for col in range(0, box.width, shard)
     )
 
 
@@ -238,7 +252,8 @@ def identity(spec: StoreSpec) -> dict[str, str]:
         "recipe": spec.recipe,
         "calibration": spec.calibration.hash,
         "dims": str(spec.dims),
-        "grid": f"patch {grid.patch_px}, window {grid.window_px}, overlap {grid.overlap_px}, tile {grid.tile_px} px",
+        "grid": f"patch {grid.patch_px}, window {grid.window_px}, overlap {grid.overlap_px}, tile {grid.tile_px} px, "
+        f"one vector per {grid.pixel_m} m, {grid.stitch}",
         "maps": canonical_json([[m.name, m.classes] for m in spec.maps]),
     }
 

@@ -48,7 +48,7 @@ def require(root: Path) -> None:
 
 
 def open_zone(root: Path, zone: int) -> tuple[Any, Box]:
-    """The zone's group, read-only, and the 10 m box under its arrays.
+    """The zone's group, read-only, and the box under its arrays, in their pixels.
 
     Raises:
         OutputError: The store does not have the zone.

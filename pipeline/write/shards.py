@@ -50,7 +50,7 @@ def write_tile(
     Args:
         path: The store.
         tile: Which tile; must equal the box of ``int8``.
-        int8: codes (dim, row, col), reason and n_obs (row, col).
+        int8: codes (dim, row, col), reason and n_obs (row, col), in pixels of the store.
         time_index: Index of the time step.
         maps: (map name, (row, col) uint8) of every map of the store.
         at: Called after every shard with its key (tests).
@@ -67,7 +67,7 @@ def write_tile(
     with shared(root):
         group, extent = open_zone(root, tile.zone)
         layers = _layers(int8, maps)
-        _check_tile(group, tile, int8=int8, layers=layers, time_index=time_index)
+        _check_tile(group, tile, int8=int8, layers=layers, time_index=time_index, res_m=extent.res_m)
         # Hashes are of this call only: a writer of its own keeps concurrent tiles of one process apart.
         writer = _ShardWriter(root)
         target = zarr.open_group(writer, path=zone_name(tile.zone), mode="r+", use_consolidated=False)
@@ -111,7 +111,7 @@ def check_objects(path: str | Path, objects: Objects, *, tile: Tile | None = Non
 def read_tile(
     path: str | Path, tile: Tile, *, time_index: int = 0
 ) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read codes (band, row, col) int8, reason (row, col) uint8 and n_obs (row, col) uint8 of a tile.
+    """Read codes (band, row, col) int8, reason (row, col) uint8 and n_obs (row, col) uint8 of a tile, in its pixels.
 
     Raises:
         OutputError: The store or the zone does not exist.
@@ -160,11 +160,17 @@ def _layers(int8: Int8Embedding, maps: Sequence[tuple[str, NDArray[np.uint8]]]) 
 
 
 def _check_tile(
-    group: Any, tile: Tile, *, int8: Int8Embedding, layers: Sequence[tuple[str, NDArray[Any]]], time_index: int
+    group: Any,
+    tile: Tile,
+    *,
+    int8: Int8Embedding,
+    layers: Sequence[tuple[str, NDArray[Any]]],
+    time_index: int,
+    res_m: int,
 ) -> None:
-    own = group.attrs["earthpress"]
-    if int8.box != tile.box or tile.tile_px != own["grid"]["tile_px"]:
-        raise InvalidInputError(f"tile {tile.id}: data is on {int8.box}, the tile of the store is {tile.box}")
+    own, box = group.attrs["earthpress"], tile.box.cover(res_m)
+    if int8.box != box or tile.tile_px != own["grid"]["tile_px"]:
+        raise InvalidInputError(f"tile {tile.id}: data is on {int8.box}, the tile of the store is {box}")
     wanted = {
         name for name in group.array_keys() if name in ("embeddings", "reason", "n_obs") or name.startswith("map_")
     }
@@ -172,7 +178,7 @@ def _check_tile(
         raise InvalidInputError(f"tile {tile.id}: got {[n for n, _ in layers]}, the store needs {sorted(wanted)}")
     for name, values in layers:
         array = group[name]
-        shape = (*array.shape[1:-2], tile.tile_px, tile.tile_px)
+        shape = (*array.shape[1:-2], *box.shape)
         if values.shape != shape or values.dtype != array.dtype:
             raise InvalidInputError(
                 f"tile {tile.id}: {name} is {values.dtype} {values.shape}, the store has {array.dtype} {shape}"
@@ -258,5 +264,5 @@ def _read(path: str | Path, tile: Tile, *, name: str, time_index: int) -> NDArra
         group, extent = open_zone(root, tile.zone)
         if name not in group:
             raise OutputError(f"store {root.name} has no array {name} in zone {tile.zone}")
-        rows, cols = tile.box.slices_in(extent)
+        rows, cols = tile.box.cover(extent.res_m).slices_in(extent)
         return np.asarray(group[name][(time_index, ..., rows, cols)])

@@ -79,7 +79,7 @@ def create_store(path: str | Path, spec: StoreSpec, *, at: Checkpoint = durable.
 
 
 def zones(path: str | Path) -> tuple[Box, ...]:
-    """The extent of every zone of a store, sorted by zone."""
+    """The extent of every zone of a store in pixels of its arrays (``res_m`` says their side), sorted by zone."""
     root = durable.local_path(path)
     with shared(root):
         return tuple(box for box, _ in growth.zones_of(root).values())
@@ -110,7 +110,8 @@ def open_store(path: str | Path, *, zone: int | None = None, dequantise: bool = 
 
     Returns:
         ``embeddings (time, band, y, x)`` int8 with nodata -128, ``reason``, ``n_obs``, ``map_*``, and the coordinates
-        ``scale (band)``, ``x``, ``y``, ``time``, ``spatial_ref``; ``ds.rio.crs`` works.
+        ``scale (band)``, ``x``, ``y``, ``time``, ``spatial_ref``; ``ds.rio.crs`` works. A pixel is 10 m, or a token in
+        a store of token resolution (``ds.attrs["earthpress"]["token_px"]`` 10 m pixels).
 
     Raises:
         OutputError: Not a store, or its interrupted growth cannot be finished.

@@ -35,14 +35,17 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def build_root(folder: Path, spec: StoreSpec) -> None:
     """Make a whole store in the empty ``folder`` and flush it to the disk."""
     zarr.create_group(LocalStore(folder), attributes=root_attributes(spec), overwrite=False)
-    for extent in spec.extents:
+    for extent in spec.boxes:
         build_zone(folder / zone_name(extent.zone), spec, extent=extent)
     consolidate(folder)
     sync_tree(folder)
 
 
 def build_zone(folder: Path, spec: StoreSpec, *, extent: Box) -> None:
-    """Make one zone group in ``folder``: arrays without pixels, coordinates, consolidated metadata."""
+    """Make one zone group in ``folder``: arrays without pixels over ``extent``, coordinates, consolidated metadata.
+
+    ``extent`` counts pixels of the arrays.
+    """
     group = zarr.create_group(LocalStore(folder), attributes=zone_attributes(spec, extent), overwrite=False)
     for layout in arrays(spec):
         _pixel_array(group, spec, extent=extent, layout=layout)
@@ -64,7 +67,7 @@ def consolidate(folder: Path) -> None:
 
 
 def read_extent(group: Any, zone: int) -> Box:
-    """The 10 m box under the arrays of an opened zone group."""
+    """The box under the arrays of an opened zone group, in their pixels."""
     own = group.attrs["earthpress"]
     return Box(zone=zone, res_m=own["pixel_m"], **own["extent"])
 

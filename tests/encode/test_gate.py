@@ -1,124 +1,291 @@
-"""The start-up gate passes the encoder as it is and refuses planted faults."""
+"""The start-up gate passes every version's encoder as it is and refuses planted faults."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pipeline.encode import checkpoint, gate, rope
+from pipeline.encode import checkpoint, gate, plain
 from pipeline.encode.olmoearth import Encoder
 from pipeline.errors import DeviceError
 
-MODELS = ["random:v1.2-nano:0", "random:v1.2-tiny:1"]
+S2 = ("sentinel2_l2a",)
+ALL = ("sentinel2_l2a", "sentinel1", "landsat")
+CASES = [
+    ("random:v1-toy:0", S2),
+    ("random:v1-toy:0", ALL),
+    ("random:v1.1-nano:0", S2),
+    ("random:v1.1-toy:0", ALL),
+    ("random:v1.2-nano:0", S2),
+    ("random:v1.2-tiny:1", S2),
+    ("random:v1.2-toy:0", ALL),
+    ("random:v1.3-toy:1", S2),
+    ("random:v1.3-toy:1", ALL),
+]
+ROTARY = [case for case in CASES if case[0][7:11] in ("v1.2", "v1.3")]
+ADDED = [case for case in CASES if case not in ROTARY]
+TURNED = {
+    "missing positions": lambda f: 0 * f,
+    "missing times": lambda f: f * torch.tensor([0.0, 1.0, 1.0])[:, None, None],
+    "missing rows": lambda f: f * torch.tensor([1.0, 0.0, 1.0])[:, None, None],
+    "missing columns": lambda f: f * torch.tensor([1.0, 1.0, 0.0])[:, None, None],
+    "swapped rows and columns": lambda f: f[[0, 2, 1]],
+    "reversed times": lambda f: f * torch.tensor([-1.0, 1.0, 1.0])[:, None, None],
+}
+"""What every fault of rotary positions does to the frequencies (time, row, column)."""
 
 
-def encoder_for(model, *, patch_px=8, dates=gate.DATES, dtype=torch.float32, halves=None) -> Encoder:
+def load(case):
+    return checkpoint.load(case[0]), case[1]
+
+
+def label(case) -> str:
+    return f"{case[0].removeprefix('random:')}-{len(case[1])}"
+
+
+def encoder_for(model, sensors=S2, *, patch_px=8, **options) -> Encoder:
     side = gate.gate_window(96, patch_px)
-    return Encoder(model, window_px=(side, side), patch_px=patch_px, dates=dates, dtype=dtype, halves=halves)
+    options = {"dates": gate.DATES, **options}
+    return Encoder(model, window_px=(side, side), patch_px=patch_px, sensors=sensors, **options)
 
 
-def check(run, model, *, patch_px=8, batch_windows=2, dtype="bfloat16"):
+def check(run, model, sensors=S2, *, patch_px=8, batch_windows=2, dtype="bfloat16", **options):
     """By default with the wide limits of bfloat16: a fault that they find is found in float32 too."""
     side = gate.gate_window(96, patch_px)
     with torch.inference_mode():
-        return gate.check(run, model, window_px=side, patch_px=patch_px, batch_windows=batch_windows, dtype=dtype)
+        return gate.check(
+            run,
+            model,
+            window_px=side,
+            patch_px=patch_px,
+            batch_windows=batch_windows,
+            dtype=dtype,
+            sensors=sensors,
+            **options,
+        )
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request):
-    return checkpoint.load(request.param)
+def with_frequencies(model, change, *, blocks=range(99)):
+    """The model with other rotary frequencies in some blocks."""
+    names = [f"blocks.{i}.attn.rope_mixed_freqs" for i in blocks if i < model.config.depth]
+    return replace(model, tensors={**model.tensors, **{name: change(model.tensors[name]) for name in names}})
 
 
-@pytest.mark.parametrize("patch_px", [1, 4, 8])
-def test_the_eager_float32_encoder_passes_with_room(model, patch_px):
+def with_encodings(encoder, model, sensors, at) -> Encoder:
+    """Exchange the positions that v1 and v1.1 add to the tokens, which are part of the embedding's bias."""
+    right = plain.places(model.config, gate.DATES, encoder.grid, patch_px=8)
+    for embed, sensor in zip(encoder.embeds, sensors, strict=True):
+        options = {"config": model.config, "sensor": sensor, "dates": gate.DATES}
+        embed.bias += plain._encoding(model.tensors, at=at, **options)
+        embed.bias -= plain._encoding(model.tensors, at=right.tokens, **options)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return checkpoint.load("random:v1.2-nano:0")
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_the_eager_float32_encoder_passes_with_room(case):
+    model, sensors = load(case)
+    assert check(encoder_for(model, sensors), model, sensors, dtype="float32").ratio < 1e-3
+
+
+@pytest.mark.parametrize("patch_px", [1, 4])
+@pytest.mark.parametrize("version", ["v1", "v1.1", "v1.2", "v1.3"])
+def test_it_passes_at_every_patch_size(version, patch_px):
+    model = checkpoint.load(f"random:{version}-toy:0")
     report = check(encoder_for(model, patch_px=patch_px), model, patch_px=patch_px, dtype="float32")
     assert report.ratio < 1e-3
 
 
-def test_the_bfloat16_encoder_passes(model):
-    assert check(encoder_for(model, dtype=torch.bfloat16), model).ratio < gate.LIMIT
+@pytest.mark.parametrize(
+    ("version", "output"), [("v1", "max"), ("v1.2", "max"), ("v1.3", "mean"), ("v1.3", "location")]
+)
+def test_other_outputs_pass_too(version, output):
+    model = checkpoint.load(f"random:{version}-toy:0")
+    report = check(encoder_for(model, ALL, output=output), model, ALL, dtype="float32", output=output)
+    assert report.ratio < 1e-3
 
 
-def test_missing_positions_are_refused(model):
-    blind = encoder_for(model, halves=True)
-    for block in blind.blocks:
-        block.cos.fill_(1)
-        block.sin.fill_(0)
-    with pytest.raises(DeviceError, match=r"1\.00 of the difference that missing positions make"):
-        check(blind, model)
-
-
-def test_positions_missing_in_half_of_the_blocks_are_refused(model):
-    half = encoder_for(model, halves=True)
-    for block in half.blocks[: len(half.blocks) // 2]:
-        block.cos.fill_(1)
-        block.sin.fill_(0)
-    with pytest.raises(DeviceError, match="start-up gate"):
-        check(half, model)
-
-
-def test_swapped_rows_and_columns_are_refused(model):
-    swapped = encoder_for(model, halves=True)
-    for block in swapped.blocks:
-        for name in ("cos", "sin"):
-            table = getattr(block, name)
-            grid = table.unflatten(0, (len(gate.DATES), gate.MAX_CELLS, gate.MAX_CELLS))
-            setattr(block, name, grid.transpose(1, 2).flatten(0, 2).contiguous())
-    with pytest.raises(DeviceError, match="start-up gate"):
-        check(swapped, model)
-
-
-def test_reversed_time_is_refused(model):
-    backwards = encoder_for(model, halves=True)
-    for block in backwards.blocks:
-        for name in ("cos", "sin"):
-            table = getattr(block, name)
-            grid = table.unflatten(0, (len(gate.DATES), gate.MAX_CELLS**2))
-            setattr(block, name, grid.flip(0).flatten(0, 1).contiguous())
-    with pytest.raises(DeviceError, match="start-up gate"):
-        check(backwards, model)
-
-
-def test_periods_in_reverse_order_are_refused(model):
-    with pytest.raises(DeviceError, match="start-up gate"):
-        check(encoder_for(model, dates=gate.DATES[::-1]), model)
-
-
-def test_two_exchanged_periods_are_refused_in_float32(model):
-    wrong = encoder_for(model, dates=(gate.DATES[1], gate.DATES[0], *gate.DATES[2:]))
-    with pytest.raises(DeviceError, match="start-up gate"):
-        check(wrong, model, dtype="float32")
-
-
-def test_nan_is_refused(model):
-    def broken(pixels):
-        return encoder_for(model)(pixels).fill_(float("nan"))
-
+@pytest.mark.parametrize("version", ["v1", "v1.2", "v1.3"])
+def test_an_encoder_of_a_core_is_compared_over_the_core(version):
+    model = checkpoint.load(f"random:{version}-toy:0")
+    run = encoder_for(model, core=(1, 4))
+    assert check(run, model, dtype="float32", core=(1, 4)).ratio < 1e-3
     with pytest.raises(DeviceError):
-        check(broken, model)
+        check(run, model, dtype="float32")
 
 
-def test_a_result_that_depends_on_the_batch_position_is_refused(model):
-    encoder = encoder_for(model)
+@pytest.mark.parametrize("version", ["v1", "v1.2", "v1.3"])
+def test_a_window_of_one_token_passes(version):
+    model = checkpoint.load(f"random:{version}-toy:0")
+    run = Encoder(model, window_px=(8, 8), patch_px=8, dates=gate.DATES)
+    report = gate.check(run, model, window_px=8, patch_px=8, batch_windows=1, dtype="float32")
+    assert report.ratio < 1e-3
 
-    def drifting(pixels):
-        out = encoder(pixels)
-        out[-1, 0, 0, 0] += 1e-6
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_the_bfloat16_encoder_passes(case):
+    model, sensors = load(case)
+    report = check(encoder_for(model, sensors, dtype=torch.bfloat16), model, sensors)
+    assert report.ratio < gate.LIMIT
+    assert max(abs(share) for result in report.cases for _, share in result.faults) < gate.LIMIT / 2
+
+
+@pytest.mark.parametrize("fault", TURNED)
+@pytest.mark.parametrize("case", ROTARY, ids=label)
+def test_faults_of_rotary_positions_are_refused(case, fault):
+    model, sensors = load(case)
+    faulty = with_frequencies(model, TURNED[fault])
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(encoder_for(faulty, sensors), model, sensors)
+
+
+@pytest.mark.parametrize("fault", TURNED)
+@pytest.mark.parametrize("case", ADDED, ids=label)
+def test_faults_of_added_positions_are_refused(case, fault):
+    model, sensors = load(case)
+    encoder = encoder_for(model, sensors)
+    right = plain.places(model.config, gate.DATES, encoder.grid, patch_px=8)
+    wrong = gate.faults(right, pooled=False)[fault].tokens
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(with_encodings(encoder, model, sensors, wrong), model, sensors)
+
+
+def test_missing_positions_make_all_of_the_error_that_they_are_measured_by(nano):
+    blind = with_frequencies(nano, TURNED["missing positions"])
+    with pytest.raises(DeviceError, match=r"1\.00 of the difference that missing positions make .limit 0\.25"):
+        check(encoder_for(blind), nano)
+
+
+@pytest.mark.parametrize("fault", ["missing times", "missing rows", "missing columns", "reversed times"])
+def test_the_fault_of_one_axis_is_named(nano, fault):
+    with pytest.raises(DeviceError, match=f"looks like {fault} .share 1.00"):
+        check(encoder_for(with_frequencies(nano, TURNED[fault])), nano)
+
+
+@pytest.mark.parametrize("case", ROTARY, ids=label)
+def test_positions_missing_in_half_of_the_blocks_are_refused(case):
+    model, sensors = load(case)
+    half = with_frequencies(model, TURNED["missing positions"], blocks=range(model.config.depth // 2))
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(encoder_for(half, sensors), model, sensors)
+
+
+def test_rows_and_columns_counted_in_tokens_are_refused(nano):
+    small = replace(nano, config=replace(nano.config, coordinate_scale=1 / 8))
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(encoder_for(small), nano)
+
+
+def test_days_counted_without_the_models_scale_are_refused(nano):
+    days = replace(nano, config=replace(nano.config, time_scale=1.0))
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(encoder_for(days), nano)
+
+
+def pooler_of(model, change) -> Encoder:
+    """An encoder whose pooler has other rotary tables: ``change`` of each, and what tells cosines from sines."""
+    encoder = encoder_for(model, ALL, halves=True)
+    for part in (*encoder.pooler.reads, *encoder.pooler.blocks):
+        for name, table in part.named_buffers(recurse=False):
+            if name.endswith(("cos", "sin")):
+                table.copy_(change(table, name))
+    return encoder
+
+
+def test_a_pooler_without_positions_is_refused():
+    model = checkpoint.load("random:v1.3-toy:0")
+    blind = pooler_of(model, lambda table, name: torch.full_like(table, float(name.endswith("cos"))))
+    with pytest.raises(DeviceError, match="looks like missing pooler positions .share 1.00"):
+        check(blind, model, ALL)
+
+
+def test_swapped_rows_and_columns_of_the_pooler_are_refused():
+    model = checkpoint.load("random:v1.3-toy:0")
+    swapped = pooler_of(model, lambda table, name: torch.cat(table.chunk(2, dim=-1)[::-1], dim=-1))
+    with pytest.raises(DeviceError, match="looks like swapped pooler rows and columns .share 1.00"):
+        check(swapped, model, ALL)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[8]], ids=label)
+def test_positions_missing_in_the_masked_graph_alone_are_refused(case):
+    model, sensors = load(case)
+    right = encoder_for(model, sensors)
+    if model.config.rope:
+        blind = encoder_for(with_frequencies(model, TURNED["missing positions"]), sensors)
+    else:
+        nowhere = torch.full((len(gate.DATES), *right.grid, 3), float("nan"))
+        blind = with_encodings(encoder_for(model, sensors), model, sensors, nowhere)
+    with pytest.raises(DeviceError, match="with tokens missing the encoder differs"):
+        check(lambda pixels, visible: (right if visible is None else blind)(pixels, visible), model, sensors)
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_an_encoder_that_ignores_the_mask_is_refused(case):
+    model, sensors = load(case)
+    encoder = encoder_for(model, sensors)
+    with pytest.raises(DeviceError, match="with tokens missing the encoder differs"):
+        check(lambda pixels, visible: encoder(pixels, None), model, sensors)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[8]], ids=label)
+def test_a_mask_that_reaches_the_next_window_is_refused(case):
+    model, sensors = load(case)
+    encoder = encoder_for(model, sensors)
+
+    def leaking(pixels, visible):
+        return encoder(pixels, None if visible is None else visible[:1].expand_as(visible))
+
+    with pytest.raises(DeviceError, match="with windows with and without gaps the encoder differs"):
+        check(leaking, model, sensors)
+
+
+def test_two_exchanged_sensors_are_refused():
+    model = checkpoint.load("random:v1.2-toy:0")
+    encoder = encoder_for(model, ALL)
+
+    def exchanged(pixels, visible):
+        return encoder(pixels, None if visible is None else visible[:, [1, 0, 2]])
+
+    with pytest.raises(DeviceError, match="with tokens missing the encoder differs"):
+        check(exchanged, model, ALL)
+
+
+def test_two_exchanged_periods_are_refused_in_float32(nano):
+    wrong = encoder_for(nano, dates=(gate.DATES[1], gate.DATES[0], *gate.DATES[2:]))
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(wrong, nano, dtype="float32")
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_nan_and_infinity_are_refused(nano, bad):
+    encoder = encoder_for(nano)
+    with pytest.raises(DeviceError, match="makes NaN or infinity of ordinary pixels"):
+        check(lambda pixels, visible: encoder(pixels, visible).fill_(float(bad)), nano)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_result_that_depends_on_the_batch_position_is_refused(nano, masked):
+    encoder = encoder_for(nano)
+
+    def drifting(pixels, visible):
+        out = encoder(pixels, visible)
+        out[-1, 0, 0, 0] += 1e-6 * float(masked == (visible is not None))
         return out
 
-    with pytest.raises(DeviceError, match="position in the batch"):
-        check(drifting, model, batch_windows=3)
+    with pytest.raises(DeviceError, match="position in the batch of 3"):
+        check(drifting, nano, batch_windows=3)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_one_missing_axis_is_named(model, axis):
-    lame = encoder_for(model, halves=True)
-    places = gate.plain_places(model, (gate.MAX_CELLS, gate.MAX_CELLS), patch_px=8).double().numpy()
-    places[:, axis] = 0
-    for i, block in enumerate(lame.blocks):
-        cos, sin = rope.tables(model.tensors[f"blocks.{i}.attn.rope_mixed_freqs"], places)
-        block.cos.copy_(cos.unsqueeze(1))
-        block.sin.copy_(sin.unsqueeze(1))
-    with pytest.raises(DeviceError, match=r"start-up gate") as caught:
-        check(lame, model)
-    assert "missing" in str(caught.value)
+def test_the_gates_windows_lack_tokens_periods_and_one_cell():
+    for sensors in (1, 3):
+        visible = gate.structured_visible(sensors, 6)[0]
+        assert not visible[0, 1].any()
+        assert not visible[..., -1, -1].any()
+        assert visible.any(dim=0).any(dim=0).sum() == 35
+        assert 0.3 < float(visible.float().mean()) < 0.7

@@ -127,3 +127,33 @@ def test_extent_is_whole_tiles():
     (box,) = grid.snapped_extent(tiles)
     assert (box.row, box.col, box.height, box.width) == (-1536, 2048, 1536, 3072)
     assert box.height % BLOCK_PX == 0
+
+
+@pytest.mark.parametrize("stitch", ["blend", "centre"])
+@pytest.mark.parametrize(("window", "overlap"), [(24, 8), (28, 12), (20, 16), (16, 0)])
+def test_the_used_parts_of_the_windows_cover_a_box_and_each_touches_it(stitch, window, overlap):
+    spec = GridSpec(patch_px=4, window_px=window, overlap_px=overlap, tile_px=256, stitch=stitch)
+    box = Box(zone=31, res_m=10, row=-52, col=1204, height=36, width=44)
+    covered = np.zeros(box.shape, int)
+    for row, col in grid.window_origins(box, spec):
+        used = Box(
+            zone=31,
+            res_m=10,
+            row=row + spec.trim_px,
+            col=col + spec.trim_px,
+            height=spec.core_px,
+            width=spec.core_px,
+        )
+        common = used.intersect(box)
+        assert common is not None
+        covered[common.slices_in(box)] += 1
+    assert covered.min() >= 1
+    assert stitch == "blend" or covered.max() == 1
+
+
+def test_a_store_of_tokens_needs_no_margin_for_interpolation():
+    tile = Tile(zone=31, row=-3, col=2, tile_px=256)
+    pixel = GridSpec(patch_px=4, window_px=64, overlap_px=0, tile_px=256)
+    token = GridSpec(patch_px=4, window_px=64, overlap_px=0, tile_px=256, token_px=4)
+    assert len(grid.tile_windows(tile, ((0, 0),), pixel)) == 36
+    assert len(grid.tile_windows(tile, ((0, 0),), token)) == 16
