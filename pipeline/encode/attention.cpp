@@ -418,13 +418,12 @@ void attend_block(const Scratch& scratch, int key_count, const Rows<M>& q, const
         gather<M, V>(scratch.scores, scratch.values + (size_t)first / M::STEP * GROUP, group,
                      (keys + M::STEP - 1) / M::STEP, dim, keep, scratch.out);
     }
-    for (int v = 0; v < V; v++) {
-        const Floats share = 1.0f / total[v];
-        for (int d = 0; d < dim; d++) {
+    for (int v = 0; v < V; v++) total[v] = 1.0f / total[v];
+    for (int d = 0; d < dim; d++)
+        for (int v = 0; v < V; v++) {
             float* at = scratch.out + (size_t)(d * V + v) * LANES;
-            store(at, load<Floats>(at) * share);
+            store(at, load<Floats>(at) * total[v]);
         }
-    }
     write_rows<M>(scratch.out, V * LANES, count, dim, to, stride);
 }
 

@@ -335,12 +335,13 @@ def _differing(x: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse(report: GateReport) -> None:
-    """Raise what the report says, naming the fault that the error looks like most."""
+    """Raise what the report says, naming the fault that the error is most like."""
     for case in report.cases:
-        fault, share = max(case.faults, key=lambda pair: abs(pair[1]), default=("", 0.0))
-        if case.ratio <= report.limit and abs(share) <= LIMIT:
+        found = [pair for pair in case.faults if abs(pair[1]) > LIMIT]
+        if case.ratio <= report.limit and not found:
             continue
-        looks = f"; the error looks like {fault} (share {share:.2f}, limit {LIMIT})" if abs(share) > LIMIT else ""
+        name, share = min(found, key=lambda pair: abs(pair[1] - 1), default=("", 0.0))
+        looks = f"; the error looks like {name} (share {share:.2f}, limit {LIMIT})" if found else ""
         raise DeviceError(
             f"start-up gate: with {case.name} the encoder differs from the plain float32 one by {case.error:.3g}, "
             f"which is {case.ratio:.2f} of the difference that missing positions make (limit {report.limit}){looks}: "

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.encode.layout import patch_stem, pooler_norm
+from pipeline.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,6 +134,9 @@ def field(
         visible: As for ``tokens``.
         output: ``mean``, ``max``, ``location``, ``student`` or ``student64``.
         at: Where the tokens are.
+
+    Raises:
+        InvalidInputError: The model has no location tokens.
     """
     if output not in ("mean", "max"):
         return _locations(checkpoint, found, visible, at=at)
@@ -245,7 +249,7 @@ def _locations(
     """The pooler of v1.3: tokens to location tokens, (window, query_row, query_col, dim)."""
     config, weights = checkpoint.config.pooler, checkpoint.tensors
     if config is None:
-        raise ValueError(f"{checkpoint.card.name} has no pooler")
+        raise InvalidInputError(f"model {checkpoint.card.name} ({checkpoint.card.version}) has no location tokens")
     grid, results = at.queries.shape[:2], []
     queries = _axial(at.queries.flatten(0, 1), config)
     for window in range(len(found[0])):

@@ -265,6 +265,7 @@ class Session:
         )
         self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
         self._busy_s, self._lock, self._warm = 0.0, Lock(), False
+        self._staged: dict[int, assemble.Resident] = {}
         if numerics.device == "cpu":
             torch.set_num_threads(1)
         self._run, self._dims = self._build(tuple(p.start.date() for p in periods), window_px=grid.window_px)
@@ -327,6 +328,18 @@ class Session:
             sensors=self._sensors,
         )
 
+    def stage(self, stacks: Stack | Sequence[Stack]) -> None:
+        """Begin to upload the next tile while this one is in work; for the thread that has read it. No-op on a CPU.
+
+        ``encode`` must be called with the same stacks.
+        """
+        given = (stacks,) if isinstance(stacks, Stack) else tuple(stacks)
+        if self._device.type == "cuda":
+            resident = assemble.Resident(given, self._device)
+            resident.stage()
+            latest = list(self._staged.items())[-1:]  # two ahead at most: one that was never encoded is dropped
+            self._staged = dict([*latest, (id(given[0]), resident)])  # holds the stacks, so no id can be used again
+
     def encode(self, stacks: Stack | Sequence[Stack], origins: Sequence[tuple[int, int]]) -> WindowFields:
         """Encode the windows of a tile.
 
@@ -347,7 +360,8 @@ class Session:
         shape = (len(origins), *self._tokens)
         values = torch.zeros((*shape, self._dims), device=self._device)
         valid = np.zeros(shape, np.bool_)
-        batches = self._batches(assemble.Resident(given, self._device), origins, valid)
+        resident = self._staged.pop(id(given[0]), None) or assemble.Resident(given, self._device)
+        batches = self._batches(resident, origins, valid)
         if self._device.type == "cuda":
             self._encode_cuda(batches, values)
         else:

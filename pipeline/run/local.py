@@ -522,7 +522,7 @@ class _Reading:
     def _read(self, task: Task) -> Stack:
         spec = self._plan.grid
         with self._context.clock.stage("read"):
-            return read_stack(
+            stack = read_stack(
                 box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
                 periods=self._plan.periods,
                 candidates=task.candidates,
@@ -531,6 +531,8 @@ class _Reading:
                 ranks=self._ranks,
                 pool=self._io,
             )
+        self._context.encoder.stage(stack)
+        return stack
 
     def __enter__(self) -> Self:
         return self

@@ -53,7 +53,11 @@ class Encoder(Protocol):
         """Device seconds worked so far."""
         ...
 
-    def encode(self, stack: Stack, origins: Sequence[tuple[int, int]]) -> WindowFields:
+    def stage(self, stacks: Stack) -> None:
+        """Begin to bring a tile's pixels to the device while the tile before is in work."""
+        ...
+
+    def encode(self, stacks: Stack, origins: Sequence[tuple[int, int]]) -> WindowFields:
         """Token fields of the windows at ``origins``, on the device."""
         ...
 

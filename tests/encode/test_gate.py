@@ -19,13 +19,12 @@ CASES = [
     ("random:v1.1-nano:0", S2),
     ("random:v1.1-toy:0", ALL),
     ("random:v1.2-nano:0", S2),
-    ("random:v1.2-tiny:1", S2),
+    pytest.param(("random:v1.2-tiny:1", S2), marks=pytest.mark.slow, id="v1.2-tiny:1-1"),
     ("random:v1.2-toy:0", ALL),
     ("random:v1.3-toy:1", S2),
     ("random:v1.3-toy:1", ALL),
 ]
-ROTARY = [case for case in CASES if case[0][7:11] in ("v1.2", "v1.3")]
-ADDED = [case for case in CASES if case not in ROTARY]
+ADDED, ROTARY, MIXED = [CASES[0], CASES[2]], [*CASES[4:7], CASES[8]], [CASES[1], CASES[4], CASES[8]]
 TURNED = {
     "missing positions": lambda f: 0 * f,
     "missing times": lambda f: f * torch.tensor([0.0, 1.0, 1.0])[:, None, None],
@@ -164,7 +163,7 @@ def test_missing_positions_make_all_of_the_error_that_they_are_measured_by(nano)
 
 @pytest.mark.parametrize("fault", ["missing times", "missing rows", "missing columns", "reversed times"])
 def test_the_fault_of_one_axis_is_named(nano, fault):
-    with pytest.raises(DeviceError, match=f"looks like {fault} .share 1.00"):
+    with pytest.raises(DeviceError, match=f"looks like {fault} .share 1.0"):
         check(encoder_for(with_frequencies(nano, TURNED[fault])), nano)
 
 
@@ -189,12 +188,12 @@ def test_days_counted_without_the_models_scale_are_refused(nano):
 
 
 def pooler_of(model, change) -> Encoder:
-    """An encoder whose pooler has other rotary tables: ``change`` of each, and what tells cosines from sines."""
+    """An encoder whose pooler has other rotary tables: ``change`` of each table and its name."""
     encoder = encoder_for(model, ALL, halves=True)
     for part in (*encoder.pooler.reads, *encoder.pooler.blocks):
-        for name, table in part.named_buffers(recurse=False):
+        for name, table in dict(part.named_buffers(recurse=False)).items():
             if name.endswith(("cos", "sin")):
-                table.copy_(change(table, name))
+                setattr(part, name, change(table, name))  # not in place: parts share tables
     return encoder
 
 
@@ -212,7 +211,7 @@ def test_swapped_rows_and_columns_of_the_pooler_are_refused():
         check(swapped, model, ALL)
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[8]], ids=label)
+@pytest.mark.parametrize("case", MIXED, ids=label)
 def test_positions_missing_in_the_masked_graph_alone_are_refused(case):
     model, sensors = load(case)
     right = encoder_for(model, sensors)
@@ -225,7 +224,7 @@ def test_positions_missing_in_the_masked_graph_alone_are_refused(case):
         check(lambda pixels, visible: (right if visible is None else blind)(pixels, visible), model, sensors)
 
 
-@pytest.mark.parametrize("case", CASES, ids=label)
+@pytest.mark.parametrize("case", MIXED, ids=label)
 def test_an_encoder_that_ignores_the_mask_is_refused(case):
     model, sensors = load(case)
     encoder = encoder_for(model, sensors)
@@ -233,7 +232,7 @@ def test_an_encoder_that_ignores_the_mask_is_refused(case):
         check(lambda pixels, visible: encoder(pixels, None), model, sensors)
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[8]], ids=label)
+@pytest.mark.parametrize("case", MIXED, ids=label)
 def test_a_mask_that_reaches_the_next_window_is_refused(case):
     model, sensors = load(case)
     encoder = encoder_for(model, sensors)

@@ -11,6 +11,7 @@ import torch
 from checkpoints import VERSIONS, reference_fields, reference_model, write_checkpoint
 
 from pipeline.encode import checkpoint, plain
+from pipeline.errors import InvalidInputError
 
 DATES = (date(2023, 11, 5), date(2023, 12, 31), date(2024, 2, 29), date(2024, 3, 1))
 SENSORS = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -172,3 +173,8 @@ def test_without_coordinates_an_absolute_model_cannot_tell_places_apart():
     told = plain.tokens(model, x, at=at, **options)[0]
     assert float((lost - lost[:, :1, :1, :1]).abs().max()) < 1e-5
     assert float((told - told[:, :1, :1, :1]).abs().max()) > 0.1
+
+
+def test_location_tokens_of_a_model_without_a_pooler_are_refused():
+    with pytest.raises(InvalidInputError, match="v1.2. has no location tokens"):
+        some_tokens(checkpoint.load("random:v1.2-toy:0"), output="location")

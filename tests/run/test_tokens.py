@@ -1,0 +1,126 @@
+"""A store of one vector per token, end to end: run, grow, open, probe, map, pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from pipeline import api
+from pipeline.run.heads import fit_probe, map_store
+from pipeline.types import NODATA_CODE, Reason
+from tests.run.sampled import digest, part, request_of, run_request
+
+TOKENS = ("encode.resolution=token", "end=2024-05-31")
+SIDE_M = 80  # of a token: patch 8
+
+
+@pytest.fixture(scope="module")
+def made(sample, small_bbox, tmp_path_factory):
+    """(plan, outcome, folder) of a store of tokens."""
+    folder = tmp_path_factory.mktemp("tokens") / "out"
+    plan, outcome = run_request(request_of(sample, folder, *TOKENS, bbox=small_bbox), pictures=True)
+    assert outcome.exit_code == 0
+    return plan, outcome, folder
+
+
+def opened(folder):
+    return api.open_store(str(folder)).isel(time=0).load()
+
+
+def same_where_both_have_data(one, other):
+    """Compare two stores by coordinates; returns the number of tokens compared."""
+    a, b = (ds[["embeddings", "reason", "n_obs"]].drop_vars("spatial_ref") for ds in (one, other))
+    x, y = np.intersect1d(a.x, b.x), np.intersect1d(a.y, b.y)[::-1]
+    a, b = a.sel(x=x, y=y), b.sel(x=x, y=y)
+    both = (a.reason != Reason.NOT_REQUESTED) & (b.reason != Reason.NOT_REQUESTED)
+    for name in ("embeddings", "reason", "n_obs"):
+        assert ((a[name] == b[name]) | ~both).all(), name
+    return int(both.sum())
+
+
+def test_the_store_has_one_vector_per_token_where_any_pixel_has_one(sample, small_bbox, made, tmp_path):
+    plan, outcome, folder = made
+    pixels, _ = run_request(request_of(sample, tmp_path / "px", "end=2024-05-31", bbox=small_bbox))
+    tokens, fine = opened(folder), opened(tmp_path / "px")
+    assert plan.grid.token_px == 8
+    assert pixels.recipe != plan.recipe
+    assert tokens.rio.resolution() == (SIDE_M, -SIDE_M)
+    assert tokens.rio.bounds() == fine.rio.bounds()
+    blocks = (fine.sizes["y"] // 8, 8, fine.sizes["x"] // 8, 8)
+    valid = (fine.reason.values == Reason.VALID).reshape(blocks).any(axis=(1, 3))
+    np.testing.assert_array_equal(tokens.reason.values == Reason.VALID, valid)
+    np.testing.assert_array_equal((tokens.embeddings.values != NODATA_CODE).any(axis=0), valid)
+    assert (tokens.n_obs.values >= fine.n_obs.values.reshape(blocks).max(axis=(1, 3))).all()
+    assert outcome.valid_px == valid.sum()
+
+
+def test_pixels_of_the_same_run_lie_around_the_tokens(sample, small_bbox, made, tmp_path):
+    run_request(request_of(sample, tmp_path / "px", "end=2024-05-31", bbox=small_bbox))
+    tokens, fine = opened(made[2]), opened(tmp_path / "px")
+    inner = fine.embeddings.values.reshape(-1, fine.sizes["y"] // 8, 8, fine.sizes["x"] // 8, 8)[:, :, 3:5, :, 3:5]
+    valid = tokens.reason.values == Reason.VALID
+    near = np.abs(inner.astype(float).mean(axis=(2, 4)) - tokens.embeddings.values)[:, valid]
+    apart = np.abs(np.diff(tokens.embeddings.values.astype(float), axis=2))[:, valid[:, 1:] & valid[:, :-1]]
+    assert near.mean() < 0.3 * apart.mean()
+
+
+@pytest.mark.parametrize(("box", "override"), [((-0.2, 0.2, 0.4, 0.7), ""), ((0.3, 0.3, 0.62, 0.62), "512")])
+def test_the_same_ground_has_the_same_bytes_in_another_area_and_in_larger_tiles(sample, made, tmp_path, box, override):
+    more = (f"store.tile_px={override}",) if override else ()
+    run_request(request_of(sample, tmp_path / "out", *TOKENS, *more, bbox=part(sample.bbox, *box)))
+    assert same_where_both_have_data(opened(tmp_path / "out"), opened(made[2])) >= 2 * 32 * 32
+
+
+def test_a_grown_area_equals_one_made_at_once(sample, small_bbox, made, tmp_path):
+    output = tmp_path / "out"
+    run_request(request_of(sample, output, *TOKENS, bbox=part(sample.bbox, 0.55, 0.3, 0.62, 0.4)))
+    _, outcome = run_request(request_of(sample, output, *TOKENS, bbox=small_bbox))
+    assert outcome.skipped > 0
+    assert digest(output) == digest(made[2])
+
+
+def test_quicklook_and_report_are_at_the_side_of_a_token(made):
+    published = made[1].published
+    (cog,) = [path for path in published.quicklooks if path.endswith(".tif")]
+    with rasterio.open(cog) as found:
+        assert found.res == (SIDE_M, SIDE_M)
+        assert found.read(4).any()
+    assert "one vector per 80 m" in Path(published.page).read_text(encoding="utf-8")
+
+
+def test_a_probe_learns_from_tokens_and_its_map_is_right_at_most_of_them(sample, tmp_path):
+    settings = request_of(
+        sample, tmp_path / "out", "encode.resolution=token", "encode.patch_px=4", "encode.window_px=32",
+        "encode.overlap_px=8", "run.encoder_threads=auto",
+    )  # fmt: skip
+    plan, _ = run_request(settings)
+    _, report, head = fit_probe(str(tmp_path / "out"), str(sample.labels), column="class")
+    assert report.balanced_accuracy > 0.8
+    published = map_store(str(tmp_path / "out"), head, name="landcover")
+    right = total = 0
+    for path in published.maps:
+        with rasterio.open(path) as found, rasterio.open(sample.truth) as truth:
+            assert found.res == (40, 40)
+            classes = found.read(1)
+            rows, cols = np.nonzero(classes != found.nodata)
+            places = [found.xy(row, col) for row, col in zip(rows, cols, strict=True)]
+            under = np.array([value[0] for value in truth.sample(places)])
+            names = dict(enumerate(c.name for c in sorted(sample.classes, key=lambda c: c.name)))
+            code = {c.name: c.code for c in sample.classes}
+            known = under != 255
+            right += sum(code[names[c]] == u for c, u in zip(classes[rows, cols][known], under[known], strict=True))
+            total += known.sum()
+    assert total > 5_000
+    assert right / total > 0.8
+    same_pass = request_of(
+        sample, tmp_path / "again", "encode.resolution=token", "encode.patch_px=4", "encode.window_px=32",
+        "encode.overlap_px=8", "run.encoder_threads=auto", maps=({"name": "landcover", "head": head},),
+    )  # fmt: skip
+    _, again = run_request(same_pass, pictures=True)
+    for mine, other in zip(sorted(again.published.maps), sorted(published.maps), strict=True):
+        with rasterio.open(mine) as a, rasterio.open(other) as b:
+            np.testing.assert_array_equal(a.read(), b.read())
+    assert plan.grid.token_px == 4
