@@ -85,7 +85,18 @@ def find_compiler(environment: Mapping[str, str]) -> tuple[str, ...]:
         found = shutil.which(command[0], path=path) if command else None
         if found:
             return (found, *command[1:])
-    raise DeviceError(f"no C++ compiler: CXX is {shlex.join(asked)!r} and none of {', '.join(COMPILERS)} is in the path")
+    raise DeviceError(
+        f"no C++ compiler: CXX is {shlex.join(asked)!r} and none of {', '.join(COMPILERS)} is in the path"
+    )
+
+
+def has_compiler() -> bool:
+    """Whether ``find_compiler`` finds one in the environment of the process."""
+    try:
+        find_compiler(os.environ)
+    except DeviceError:
+        return False
+    return True
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:

@@ -4,7 +4,8 @@
 pooling, inputs) and is frozen in a ``Calibration``; it is never derived from the data of a run, because two runs would
 then not share a code space. Measured choice: 1.25 x max |value| keeps clipping below 0.1 % on other places.
 
-Codes are made on the device that made the vectors, a few rows at a time: only int8 comes back to the host.
+Codes are made on the device that made the vectors, a few rows at a time: only int8 comes back to the host. This
+was not run on a GPU.
 """
 
 from __future__ import annotations

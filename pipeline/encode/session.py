@@ -46,6 +46,9 @@ CUDA_TOKENS = 65536
 MAX_BATCH = 512
 IN_FLIGHT = 2
 """Batches queued per worker: enough that none waits, few enough that strips do not pile up in memory."""
+PROBE_TOKENS = 4096
+"""Tokens per window, at most, with which attention kernels are compared: beyond, their ratio hardly changes (measured to
+12,288) while the time grows with the square."""
 GRAPH_WIDTH = 384
 """Models up to this width run as CUDA graphs: their kernels are shorter than the time it takes to launch them."""
 
@@ -139,7 +142,7 @@ def _settle_attention(
         asked = kept.attention
     if asked == "auto":
         chosen, seconds = attention.choose(
-            place, kind, heads=card.heads, head_dim=width, tokens=tokens, windows=windows
+            place, kind, heads=card.heads, head_dim=width, tokens=min(tokens, PROBE_TOKENS), windows=windows
         )
         log.info("attention: %s of %s", chosen, seconds)
         return chosen
@@ -268,7 +271,9 @@ class Session:
         self._staged: dict[int, assemble.Resident] = {}
         if numerics.device == "cpu":
             torch.set_num_threads(1)
-        self._run, self._dims = self._build(tuple(p.start.date() for p in periods), window_px=grid.window_px)
+        self._run, self._dims = self._build(
+            tuple(p.start.date() for p in periods), window_px=grid.window_px, core=self._core
+        )
         self._head = Head(checkpoint).eval().to(self._device)
 
     @property
@@ -311,7 +316,9 @@ class Session:
             DeviceError: The encoder is wrong on this device.
         """
         side = gate.gate_window(self._grid.window_px, self._grid.patch_px)
-        run, _ = self._build(gate.DATES, window_px=side, core=False)
+        cells = side // self._grid.patch_px
+        core = (1, cells - 2) if self._core and cells > 2 else None  # the pruned path, where the run takes it
+        run, _ = self._build(gate.DATES, window_px=side, core=core)
 
         def on_device(pixels: tuple[torch.Tensor, ...], visible: torch.Tensor | None) -> torch.Tensor:
             with torch.inference_mode():
@@ -326,6 +333,7 @@ class Session:
             batch_windows=self._numerics.batch_windows,
             dtype=self._numerics.dtype,
             sensors=self._sensors,
+            core=core,
         )
 
     def stage(self, stacks: Stack | Sequence[Stack]) -> None:
@@ -378,12 +386,17 @@ class Session:
                 f"the stacks hold {', '.join(f'{s.sensor} at {len(s.periods)}' for s in stacks)}"
             )
 
+    @property
+    def _core(self) -> tuple[int, int] | None:
+        """(first token, tokens) of what the stitcher uses of a window along both axes; None: all."""
+        grid = self._grid
+        return (grid.trim_px // grid.patch_px, grid.core_px // grid.patch_px) if grid.stitch == "centre" else None
+
     def _build(
-        self, dates: tuple[date, ...], *, window_px: int, core: bool = True
+        self, dates: tuple[date, ...], *, window_px: int, core: tuple[int, int] | None
     ) -> tuple[Callable[..., torch.Tensor], int]:
         """(the encoder as it runs, width of what it gives)."""
         grid, numerics = self._grid, self._numerics
-        kept = (grid.trim_px // grid.patch_px, grid.core_px // grid.patch_px) if core else None
         encoder = Encoder(
             self._checkpoint,
             window_px=(window_px, window_px),
@@ -393,7 +406,7 @@ class Session:
             dtype=getattr(torch, numerics.dtype),
             halves=True if numerics.compiled else None,
             attention=numerics.attention,
-            core=kept,
+            core=core,
         )
         encoder = encoder.eval().to(self._device)
         return (self._compiled(encoder) if numerics.compiled else encoder), encoder.field_dims

@@ -3,11 +3,12 @@
 Vectors are torch tensors and never leave the device here; places, masks and weights are small and stay on the host.
 Every sum runs in an order that follows from the global lattice alone, and every operation is element-wise and rounded
 on its own (no fused multiply-add, whose tail would differ from its middle), so that a token's bytes do not depend on
-the tile, the area, the number of windows around it or how the work was cut.
+the tile, the area, the number of windows around it or how the work was cut. The same code serves CPUs and GPUs;
+on a GPU it was not run.
 
 ``blend`` is the token-aligned weighted mean with a linear ramp exactly as wide as the overlap (evidence: the ramp
 length alone decides the seam, cosine ramps and discarded margins are worse). ``centre`` takes each token from the
-window whose centre is nearest; ties go to the window in the north and west when the overlap is an odd number of tokens.
+window whose centre is nearest; where two are, with an odd overlap in tokens, from the one in the south or east.
 """
 
 from __future__ import annotations

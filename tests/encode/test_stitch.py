@@ -163,6 +163,7 @@ def test_centre_takes_a_token_from_the_window_whose_centre_is_nearest(overlap):
         distance = {k: abs(place + 0.5 - (k * stride + n / 2)) for k in range(-n, n) if 0 <= place - k * stride < n}
         (owner,) = [k for k in distance if ramp(spec)[place - k * stride] == 1]
         assert distance[owner] == min(distance.values())
+        assert owner == max(k for k in distance if distance[k] == distance[owner])  # of equals the southern, eastern
 
 
 @pytest.mark.parametrize("how", ["blend", "centre"])

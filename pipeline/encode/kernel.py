@@ -1,0 +1,242 @@
+"""The attention kernel of ``attention.cpp`` on tensors and as operators of torch (``torch.ops.earthpress``).
+
+``use_own`` compiles or loads it once per process, checks it against plain arithmetic in float64 and registers it. The
+operators work under ``torch.inference_mode`` and inside compiled graphs, on CPU tensors alone, on the thread that calls
+them; they have no gradient.
+
+The code for AVX512-BF16 was compiled and its inner loops were read, and its logic (16 lanes, pairs of bfloat16) was run
+with ordinary instructions; it has not run on such a processor. The check is there for that reason too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.encode import native
+from pipeline.errors import DeviceError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Tensor = torch.Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("attention.cpp")
+MAX_DIM = 128
+"""Head widths: multiples of 16 up to this."""
+BITS = {torch.float32: 32, torch.bfloat16: 16}
+"""Storage types, as the library calls them."""
+LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest relative error (L2) with which the kernel is trusted; it makes 3e-7 and 3e-3 (AVX2 and emulated)."""
+SCHEMAS = (
+    "attend(Tensor qkv, Tensor? cos, Tensor? sin, Tensor? visible) -> Tensor",
+    "cross(Tensor q, Tensor kv, Tensor? q_cos, Tensor? q_sin, Tensor? cos, Tensor? sin, Tensor? visible) -> Tensor",
+)
+
+
+def use_own() -> bool:
+    """Make ``torch.ops.earthpress`` available; the first call may compile for a few seconds.
+
+    Safe to call again and from several threads.
+
+    Returns:
+        Whether it is available; if not, the reason was logged.
+    """
+    return _OWN.ready()
+
+
+def demand_own() -> None:
+    """Do the same, or fail; nothing inside a graph that is being compiled, which must not wait for a lock.
+
+    Raises:
+        DeviceError: The kernel is not to be had on this machine.
+    """
+    if not torch.compiler.is_compiling() and not use_own():
+        raise DeviceError("the own attention kernel is not available on this machine (see the log): use sdpa")
+
+
+def fits(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the kernel handles a storage type and head width."""
+    return dtype in BITS and head_dim % 16 == 0 and 0 < head_dim <= MAX_DIM
+
+
+class Kernel:
+    """The compiled library on tensors, without torch's dispatcher.
+
+    Attributes:
+        target: Vector width, and whether products of bfloat16 pairs are an instruction.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Take a library made from ``attention.cpp``."""
+        self._call = library.earthpress_attention
+        self._call.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 9, *[ctypes.c_int64] * 9]
+        code = library.earthpress_attention_target()
+        self.target = f"{code // 10} lanes, bfloat16 {'instructions' if code % 10 else 'emulated'}"
+
+    def attend(self, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, visible: Tensor | None) -> Tensor:
+        """See ``pipeline.encode.attention.attend``."""
+        qkv = qkv.contiguous()
+        turns = _turns(cos, sin, (qkv.shape[1], qkv.shape[3], qkv.shape[4] // 2))
+        q, k, v = qkv.unbind(2)
+        return self._mix(q, k, v, q_turns=turns, k_turns=turns, visible=visible)
+
+    def cross(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        q_cos: Tensor | None,
+        q_sin: Tensor | None,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """See ``pipeline.encode.attention.cross``."""
+        q, kv = q.contiguous(), kv.contiguous()
+        q_turns = _turns(q_cos, q_sin, (q.shape[1], q.shape[2], q.shape[3] // 2))
+        k_turns = _turns(cos, sin, (kv.shape[1], kv.shape[3], kv.shape[4] // 2))
+        k, v = kv.unbind(2)
+        return self._mix(q.expand(len(kv), -1, -1, -1), k, v, q_turns=q_turns, k_turns=k_turns, visible=visible)
+
+    def error(self, dtype: torch.dtype) -> float:
+        """Relative error (L2) on a small masked case with rotation, against float64."""
+        generator = torch.Generator().manual_seed(0)
+        qkv = torch.randn(2, 37, 3, 2, 32, generator=generator).to(dtype)
+        angles = torch.randn(37, 2, 16, generator=generator)
+        visible = torch.rand(2, 37, generator=generator) < 0.7
+        ours = self.attend(qkv, angles.cos(), angles.sin(), visible).double()
+        turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex128)
+        halves = torch.unflatten(qkv.double(), -1, (2, 16))  # (window, token, 3, head, half, head_dim / 2)
+        q, k = (torch.complex(x[..., 0, :], x[..., 1, :]) * turns for x in (halves[:, :, 0], halves[:, :, 1]))
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k.conj()).real / 32**0.5
+        weights = scores.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1)
+        theirs = torch.einsum("bhnm,bmhd->bnhd", weights, qkv[:, :, 2].double()).flatten(2)
+        return float((ours - theirs).norm() / theirs.norm())
+
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, *, q_turns: _Turns, k_turns: _Turns, visible: Tensor | None
+    ) -> Tensor:
+        """(window, query or token, head, head_dim) each to (window, query, head * head_dim)."""
+        windows, queries, heads, dim = q.shape
+        tokens = k.shape[1]
+        if not fits(q.dtype, dim) or k.dtype != q.dtype:
+            raise InvalidInputError(
+                f"the own attention kernel takes float32 or bfloat16 and head widths that are multiples of 16 up to "
+                f"{MAX_DIM}, not {q.dtype} over {k.dtype} of width {dim}: use sdpa"
+            )
+        if (len(k), *k.shape[2:]) != (windows, heads, dim):
+            raise InvalidInputError(f"queries of shape {tuple(q.shape)} do not fit keys of shape {tuple(k.shape)}")
+        if visible is not None:
+            if visible.shape != (windows, tokens) or visible.dtype != torch.bool:
+                raise InvalidInputError(f"visible is {_say(visible)}, must be {(windows, tokens)} bool")
+            visible = visible.contiguous()
+        out = q.new_empty(windows, queries, heads * dim)
+        done: int = self._call(
+            BITS[q.dtype],
+            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()),
+            *(q_turns.cos_at, q_turns.sin_at, k_turns.cos_at, k_turns.sin_at),
+            None if visible is None else visible.data_ptr(),
+            *(windows, queries, tokens, heads, dim),
+            *(q.stride(0), q.stride(1), k.stride(0), k.stride(1)),
+        )
+        if done == 1:
+            raise MemoryError(f"no memory for the attention of {tokens} tokens")
+        if done:
+            raise InvalidInputError(
+                f"the own attention kernel refuses {tuple(q.shape)} over {tuple(k.shape)}: use sdpa"
+            )
+        return out
+
+
+class _Turns:
+    """Tables of a rotation, kept alive while their addresses are in use."""
+
+    def __init__(self, cos: Tensor | None = None, sin: Tensor | None = None) -> None:
+        self._tables = (cos, sin)
+        self.cos_at = None if cos is None else cos.data_ptr()
+        self.sin_at = None if sin is None else sin.data_ptr()
+
+
+def _turns(cos: Tensor | None, sin: Tensor | None, shape: tuple[int, int, int]) -> _Turns:
+    if cos is None or sin is None:
+        if cos is not sin:
+            raise InvalidInputError("cos and sin come together or not at all")
+        return _Turns()
+    for table in (cos, sin):
+        if table.shape != shape or table.dtype != torch.float32:
+            raise InvalidInputError(f"cos and sin must be {shape} float32, got {_say(table)}")
+    return _Turns(cos.contiguous(), sin.contiguous())
+
+
+def _say(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+# ---- torch -----------------------------------------------------------------------------------------------------------
+
+
+class _Own:
+    """The kernel of this process: torch's registry of operators is global, so there is one."""
+
+    def __init__(self, source: Path = SOURCE) -> None:
+        self._source = source
+        self._lock = Lock()
+        self._ready: bool | None = None
+        self._library: torch.library.Library | None = None  # torch forgets the operators when this object goes
+
+    def ready(self) -> bool:
+        if self._ready is None:
+            with self._lock:
+                if self._ready is None:
+                    self._ready = self._prepare()
+        return self._ready
+
+    def _prepare(self) -> bool:
+        try:
+            kernel = Kernel(native.load(self._source))
+        except DeviceError as err:
+            log.warning("no attention kernel of our own, torch's is used: %s", err)
+            return False
+        for dtype, limit in LIMIT.items():
+            error = kernel.error(dtype)
+            if not error <= limit:  # NaN too
+                log.warning(
+                    "the own attention kernel errs by %.2g in %s, limit %g: torch's is used", error, dtype, limit
+                )
+                return False
+        self._library = _register(kernel)
+        log.info("own attention kernel: %s", kernel.target)
+        return True
+
+
+_OWN = _Own()
+
+
+def _register(kernel: Kernel) -> torch.library.Library:
+    """Define the operators: plain functions for the CPU, which cost 3 us per call; ``custom_op`` cost 7."""
+    library = torch.library.Library("earthpress", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+    def attend_shape(qkv: Tensor, _cos: Tensor | None, _sin: Tensor | None, _visible: Tensor | None) -> Tensor:
+        windows, tokens, _three, heads, dim = qkv.shape
+        return qkv.new_empty(windows, tokens, heads * dim)
+
+    def cross_shape(q: Tensor, kv: Tensor, *_tables: Tensor | None) -> Tensor:
+        return q.new_empty(len(kv), q.shape[1], q.shape[2] * q.shape[3])
+
+    calls: tuple[tuple[Callable[..., Tensor], Callable[..., Tensor]], ...] = (
+        (kernel.attend, attend_shape),
+        (kernel.cross, cross_shape),
+    )
+    for schema, (call, shape) in zip(SCHEMAS, calls, strict=True):
+        name = schema.partition("(")[0]
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        library.impl(name, call, "CPU")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"earthpress::{name}", shape, lib=library)
+    return library

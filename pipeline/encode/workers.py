@@ -1,0 +1,483 @@
+"""Encoder processes that share one tile: a Session from outside, N single-threaded ones inside.
+
+On CPUs N processes of one thread each share nothing but memory: no interpreter lock, no barrier that a preempted thread
+stalls. The parent lays a tile's native pixels into shared memory once and hands out pieces; the processes write
+their windows' vectors into shared memory that becomes the result. The weights, too, exist once: the parent builds the
+encoder, the processes map it (so nothing on disk is read twice, and all compute with what the parent has checked).
+
+A piece is a run of whole batches, the very ones that a plain Session would make, so that no more of them are padded than
+there; pieces are large at first and single batches at the end. What a window's bytes are depends on none of that.
+
+The processes are started as plain subprocesses: a module that spawns would import the caller's main module again, which
+runs a script without a guard a second time. They end with their parent (see ``child``), and nothing they share has a name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from itertools import chain, groupby
+from multiprocessing import connection
+from multiprocessing.reduction import send_handle
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from pipeline.encode import assemble
+from pipeline.encode.olmoearth import Encoder, Head
+from pipeline.encode.patch import token_grid
+from pipeline.encode.session import SENSOR, Session, WindowFields
+from pipeline.encode.shared import Shared, pack
+from pipeline.errors import ConfigError, DeviceError, EarthpressError, TransientError
+from pipeline.types import PIXEL_M, Box, GridSpec, ModelCard, Numerics, Period, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.encode.checkpoint import Checkpoint
+    from pipeline.encode.gate import GateReport
+
+    Members = tuple[tuple[int, int, int], ...]
+    Share = Callable[[int, int], int]
+
+log = logging.getLogger(__name__)
+
+MIN_CORE_S = 60.0
+"""``auto`` starts processes for at least this much work per core: they cost seconds of start-up."""
+STOP_S = 5.0
+"""How long ``close`` waits for processes that should end at once before it kills them."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+"""Set before the interpreter starts: OpenMP reads it when torch is loaded."""
+WORKER_BYTES = 200_000_000
+"""TODO"""
+
+
+def wanted(asked: str, *, device: str, workers: int, core_s: float) -> bool:
+    """Whether a run should use encoder processes; results are the same bytes either way.
+
+    Args:
+        asked: ``run.encoders``: ``auto``, ``processes`` or ``threads``.
+        device: ``cpu`` or ``cuda``.
+        workers: Encoders at once.
+        core_s: Estimated core-seconds of the encoder for what the run has to do.
+    """
+    if device != "cpu" or asked == "threads":
+        return False
+    return asked == "processes" or (workers > 1 and core_s > MIN_CORE_S * workers)
+
+
+def bytes_per_worker(card: ModelCard, *, compiled: bool = False) -> int:
+    """Private memory of one encoder process beside its activations, bytes: for estimates.
+
+    The interpreter with torch and this package; eager encoders share their weights, compiled ones pack a copy each.
+    """
+    return WORKER_BYTES + (4 * card.parameters if compiled else 0)
+
+
+class Movable(Session):
+    """A session whose encoder can be taken out here and put into another process."""
+
+    def __init__(self, checkpoint: Checkpoint, *, encoder: Encoder | None = None, **arguments: Any) -> None:
+        """As ``Session``; ``encoder`` is used instead of building one for the run."""
+        self._given = encoder
+        super().__init__(checkpoint, **arguments)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the run, not compiled."""
+        found = getattr(self._run, "_orig_mod", self._run)
+        assert isinstance(found, Encoder)
+        return found
+
+    def _build(self, *args: Any, **kwargs: Any) -> tuple[Callable[..., torch.Tensor], int]:
+        encoder, self._given = self._given, None
+        if encoder is None:
+            return super()._build(*args, **kwargs)
+        return (self._compiled(encoder) if self._numerics.compiled else encoder), encoder.field_dims
+
+
+def field_arrays(memory: Shared, shape: tuple[int, ...]) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+    """(values (window, token_row, token_col, dim) float32, valid (window, token_row, token_col)) of a tile's memory."""
+    return memory.tensor(shape, torch.float32), memory.array(shape[:-1], np.bool_, 4 * int(np.prod(shape)))
+
+
+def guided(left: int, workers: int) -> int:
+    """Batches of the next piece: half of what each worker has still to do, in the end one."""
+    return max(1, left // (2 * workers))
+
+
+class Workers:
+    """Encoder processes behind the interface of a Session; results are the same bytes.
+
+    Processes start when it is made and get ready in the background; whoever needs them first waits. A process that
+    dies fails the tile in work, which may be tried again: it is replaced when the next one begins. Use it as a
+    context manager, or ``close`` it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        grid: GridSpec,
+        periods: tuple[Period, ...],
+        numerics: Numerics,
+        processes: int,
+        sensors: tuple[str, ...] = (SENSOR,),
+        share: Share = guided,
+    ) -> None:
+        """Start the processes and build the encoder for them.
+
+        Args:
+            checkpoint: The model, checked; it is not kept.
+            grid: The window lattice.
+            periods: The time axis.
+            numerics: From ``settle``, of a CPU.
+            processes: How many.
+            sensors: What the stacks hold, in their order.
+            share: Batches of the next piece, from the batches left and the number of processes.
+
+        Raises:
+            ConfigError: The numerics class is of a GPU, or window and patch do not fit.
+            DeviceError: Processes cannot be started.
+        """
+        if numerics.device != "cpu":
+            raise ConfigError(f"encoder processes are for CPUs, not for {numerics.device}: use run.encoders=threads")
+        self._grid, self._numerics, self._card, self._share = grid, numerics, checkpoint.card, share
+        self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
+        self._busy_s, self._tile = 0.0, 0
+        self._staged: tuple[tuple[Stack, ...], Shared] | None = None
+        self._children: list[_Child] = []
+        try:
+            self._children.extend(_Child() for _ in range(max(1, processes)))
+            arguments = {"grid": grid, "periods": periods, "numerics": numerics, "sensors": sensors}
+            encoder = Movable(checkpoint, threads=1, **arguments).encoder  # while they import torch
+            self._dims, self._head = encoder.field_dims, Head(checkpoint).eval()
+            self._parts = pack((encoder, replace(checkpoint, tensors=dict(checkpoint.tensors)), arguments))
+            for child in self._children:
+                child.ask("build", fds=(self._parts.fd,))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, also in the middle of their work; nothing happens the second time."""
+        children, self._children = self._children, []
+        for child in children:
+            child.connection.close()
+        stop = time.monotonic() + STOP_S
+        for child in children:
+            child.end(max(0.0, stop - time.monotonic()))
+
+    @property
+    def busy_s(self) -> float:
+        """Core-seconds that the processes spent in forward passes so far, as ``Session.busy_s``."""
+        return self._busy_s
+
+    @property
+    def field_dims(self) -> int:
+        """Width of the vectors that ``encode`` gives."""
+        return self._dims
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the encoders, also of those that died since the last call."""
+        return tuple(child.process.pid for child in self._children)
+
+    def head(self, values: torch.Tensor) -> torch.Tensor:
+        """As ``Session.head``."""
+        with torch.inference_mode():
+            out: torch.Tensor = self._head(values)
+        return out
+
+    def warm_up(self) -> float:
+        """Wait until every process is ready and has run one batch; returns the seconds that took.
+
+        The first one compiles, if the numerics class says so; the others then find its work in inductor's cache.
+
+        Raises:
+            TransientError: A process died.
+            DeviceError: An encoder cannot run here.
+        """
+        begin = time.perf_counter()
+        self._revive()
+        first = 1 if self._numerics.compiled else len(self._children)
+        for crew in (self._children[:first], self._children[first:]):
+            self._ask(crew, "warm_up")
+        return time.perf_counter() - begin
+
+    def gate(self) -> GateReport:
+        """Run the start-up gate in one of the processes; they are all alike.
+
+        Raises:
+            DeviceError: The encoder is wrong on this device.
+            TransientError: A process died.
+        """
+        self._revive()
+        (report,) = self._ask(self._children[:1], "gate")
+        found: GateReport = report
+        return found
+
+    def stage(self, stacks: Stack | Sequence[Stack]) -> None:
+        """Lay the next tile's pixels into shared memory; for the thread that has read it.
+
+        ``encode`` must be called with the same stacks.
+        """
+        given = (stacks,) if isinstance(stacks, Stack) else tuple(stacks)
+        self._staged = (given, pack(given))  # one tile ahead; an older one that failed is dropped
+
+    def encode(self, stacks: Stack | Sequence[Stack], origins: Sequence[tuple[int, int]]) -> WindowFields:
+        """Encode the windows of a tile; arguments and result as ``Session.encode``.
+
+        Raises:
+            InvalidInputError: As ``Session.encode``.
+            TransientError: A process died: the tile may be tried again.
+        """
+        given = (stacks,) if isinstance(stacks, Stack) else tuple(stacks)
+        self._revive()
+        shape = (len(origins), *self._tokens, self._dims)
+        fields = Shared.create(len(origins) * self._tokens[0] * self._tokens[1] * (4 * self._dims + 1))
+        values, valid = field_arrays(fields, shape)
+        pixels = self._pixels(given)
+        self._tile += 1
+        try:
+            self._finish(self._batches(given, origins), shape=shape, fds=(pixels.fd, fields.fd))
+        finally:
+            for child in self._children:
+                child.drop(self._tile)
+            pixels.close()
+            fields.close()
+        return WindowFields(values=values, valid=valid)
+
+    def _pixels(self, stacks: tuple[Stack, ...]) -> Shared:
+        """Packed stacks: those that were staged, if they are the same."""
+        staged, self._staged = self._staged, None
+        if staged is not None and len(staged[0]) == len(stacks):
+            same = all(ours is theirs for ours, theirs in zip(staged[0], stacks, strict=True))
+            if same:
+                return staged[1]
+        return pack(stacks)
+
+    def _batches(self, stacks: tuple[Stack, ...], origins: Sequence[tuple[int, int]]) -> tuple[Members, ...]:
+        """The windows in the batches that a plain session makes of them: (index, row, col) each."""
+        size = self._numerics.batch_windows
+        if size == 1:
+            rows = sorted((row, col, index) for index, (row, col) in enumerate(origins))
+            return tuple(((index, row, col),) for row, col, index in rows)
+        return tuple(batched(kinds(stacks, origins, grid=self._grid), size))
+
+    def _finish(self, batches: tuple[Members, ...], *, shape: tuple[int, ...], fds: tuple[int, int]) -> None:
+        """Hand out every batch to whoever is free, and wait for the last."""
+        done, open_ = 0, 0
+        while done < len(batches) or open_:
+            for child in self._children:
+                if not child.free or done == len(batches):
+                    continue
+                count = min(self._share(len(batches) - done, len(self._children)), len(batches) - done)
+                members = tuple(chain.from_iterable(batches[done : done + count]))
+                child.piece(self._tile, shape, members, fds=fds)
+                done, open_ = done + count, open_ + 1
+            open_ -= sum(tile == self._tile for _, tile, _ in self._answers())
+
+    def _ask(self, children: Sequence[_Child], name: str) -> list[Any]:
+        """The answers of several processes to one question, in their order, when all have answered."""
+        got: dict[_Child, Any] = {}
+        asked: set[_Child] = set()
+        while len(got) < len(children):
+            for child in children:
+                if child.free and child not in asked:
+                    child.ask(name)
+                    asked.add(child)
+            got |= {child: value for child, _, value in self._answers() if child in asked}
+        return [got[child] for child in children]
+
+    def _answers(self) -> list[tuple[_Child, int, Any]]:
+        """(process, tile it worked on or 0, what it says): at least one, as they come.
+
+        Raises:
+            EarthpressError: What went wrong in a process, unless it was about a tile of the past.
+            TransientError: A process died.
+        """
+        found = []
+        ready = connection.wait([child.connection for child in self._children])
+        for child in self._children:
+            if child.connection not in ready:
+                continue
+            try:
+                name, fine, value = child.answer()
+            except (EOFError, OSError) as err:
+                raise TransientError(self._obituary(child)) from err
+            if name == "piece" and fine:
+                self._busy_s += value
+            if name == "build" and not fine:
+                child.end(0.0)  # it is of no use
+            if not fine and child.about in (0, self._tile):
+                assert isinstance(value, EarthpressError)
+                raise value
+            found.append((child, child.about, value))
+        return found
+
+    def _revive(self) -> None:
+        """Replace the processes that died."""
+        for place, child in enumerate(self._children):
+            if child.lost():
+                log.warning("starting another: %s", self._obituary(child))
+                child.connection.close()
+                self._children[place] = _Child()
+                self._children[place].ask("build", fds=(self._parts.fd,))
+
+    def _obituary(self, child: _Child) -> str:
+        """What became of a process, and why perhaps."""
+        child.end(STOP_S)
+        code = child.process.returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        hint = ""
+        if code == -signal.SIGKILL:
+            need = bytes_per_worker(self._card, compiled=self._numerics.compiled)
+            hint = f"; out of memory? Each takes {need / 1e6:.0f} MB and its activations: use fewer run.encoder_threads"
+        words = child.last_words()
+        return f"encoder process {child.process.pid} {how}{hint}{f'; it said: {words}' if words else ''}"
+
+
+def kinds(
+    stacks: tuple[Stack, ...], origins: Sequence[tuple[int, int]], *, grid: GridSpec
+) -> Iterator[tuple[tuple[int, int, int], bool | None]]:
+    """((index, row, col), whether it has missing tokens; None: nothing but missing ones) of each window, row by row.
+
+    Raises:
+        InvalidInputError: A window lies outside a stack.
+    """
+    side = grid.window_px
+    numbered = sorted((row, col, index) for index, (row, col) in enumerate(origins))
+    for row, group in groupby(numbered, key=lambda entry: entry[0]):
+        members = tuple((index, row, col) for _, col, index in group)
+        west, east = members[0][2], members[-1][2] + side
+        box = Box(zone=stacks[0].box.zone, res_m=PIXEL_M, row=row, col=west, height=side, width=east - west)
+        valid = np.stack([assemble.observed_per_period(stack, box) for stack in stacks])
+        strip = assemble.Strip(box=box, pixels=(), valid=valid, origins=members)
+        for member in members:
+            _, visible = assemble.window_pixels(strip, member[1:], window_px=side, patch_px=grid.patch_px)
+            yield member, (None if not visible.any() else not visible.all())
+
+
+def batched(windows: Iterator[tuple[tuple[int, int, int], bool | None]], size: int) -> Iterator[Members]:
+    """Batches of one kind as they fill, then what is left, as ``Session`` makes them; empty windows go with the next."""
+    waiting: dict[bool, list[tuple[int, int, int]]] = {False: [], True: []}
+    empty: list[tuple[int, int, int]] = []
+    for member, masked in windows:
+        if masked is None:
+            empty.append(member)
+            continue
+        waiting[masked].append(member)
+        if len(waiting[masked]) == size:
+            yield (*waiting[masked], *empty)
+            waiting[masked], empty = [], []
+    for rest in (waiting[False], waiting[True], empty):
+        if rest:
+            yield tuple(rest)
+
+
+class _Child:
+    """A process and what is open between it and us."""
+
+    def __init__(self) -> None:
+        """Start it.
+
+        Raises:
+            DeviceError: The machine does not let us.
+        """
+        ours, theirs = socket.socketpair()
+        self._words = tempfile.TemporaryFile()
+        self.connection = connection.Connection(ours.detach())
+        self.about = 0
+        self._asked, self._built, self._holds = False, False, 0
+        paths = [str(path) for path in sys.path if path]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+        code = f"from pipeline.encode.child import main; main({theirs.fileno()})"
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", code],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._words,
+                    stderr=self._words,
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C in a terminal is for the parent
+                )
+        except OSError as err:
+            self.connection.close()
+            raise DeviceError(f"cannot start an encoder process ({err}): use run.encoders=threads") from err
+
+    @property
+    def free(self) -> bool:
+        """Whether it is ready for work and has none."""
+        return self._built and not self._asked
+
+    def ask(self, name: str, *arguments: Any, about: int = 0, fds: tuple[int, ...] = ()) -> None:
+        """Send a request that will be answered; a process that is gone shows when the answer is waited for."""
+        self._asked, self.about = True, about
+        self._send(name, arguments, fds)
+
+    def piece(self, tile: int, shape: tuple[int, ...], members: Members, *, fds: tuple[int, int]) -> None:
+        """Ask for some windows of a tile; the first time, with the tile."""
+        known, self._holds = self._holds == tile, tile
+        self.ask("piece", tile, shape, members, about=tile, fds=() if known else fds)
+
+    def drop(self, tile: int) -> None:
+        """Have it let go of a tile, if it holds it; there is no answer."""
+        if self._holds == tile:
+            self._holds = 0
+            self._send("drop", (tile,), ())
+
+    def answer(self) -> tuple[str, bool, Any]:
+        """(what was asked, whether that went well, the answer).
+
+        Raises:
+            EOFError, OSError: It is gone.
+        """
+        name, fine, value = self.connection.recv()
+        self._asked = False
+        self._built |= name == "build" and fine
+        return name, fine, value
+
+    def lost(self) -> bool:
+        """Whether it is gone."""
+        return self.process.poll() is not None
+
+    def end(self, seconds: float) -> None:
+        """Wait for its end; kill it if that takes longer."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def last_words(self) -> str:
+        """The last lines that it printed."""
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:])[-500:]
+
+    def _send(self, name: str, arguments: tuple[Any, ...], fds: tuple[int, ...]) -> None:
+        try:
+            self.connection.send((name, arguments, len(fds)))
+            for fd in fds:
+                send_handle(self.connection, fd, self.process.pid)
+        except OSError:
+            log.debug("encoder process %d does not listen", self.process.pid)
