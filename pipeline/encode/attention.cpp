@@ -507,6 +507,9 @@ int earthpress_attention_target(void) {
 #endif
 }
 
+// Which compiler made this: it may round a * b + c once or twice, so it is part of what decides the bytes.
+const char* earthpress_attention_compiler(void) { return __VERSION__; }
+
 // out (window, query, head, dim) = attention of q (window, query, head, dim) over k, v (window, key, head, dim).
 //
 // `bits` 32: float32, 16: bfloat16, of q, k, v and out. Heads are `dim` elements apart in q, k and v, windows and tokens

@@ -47,6 +47,24 @@ _BACKENDS = {
 use_own = kernel.use_own
 
 
+def named(kind: str) -> str:
+    """What a numerics class calls a kind: for ``own`` with what decides its bytes on this machine, ``own-1a2b3c4d``.
+
+    Raises:
+        DeviceError: As ``attend``.
+    """
+    return f"{kind}-{kernel.identity()}" if kind == "own" else kind
+
+
+def kind_of(name: str) -> str:
+    """The kind of a name from ``named``.
+
+    >>> kind_of("own-1a2b3c4d"), kind_of("sdpa")
+    ('own', 'sdpa')
+    """
+    return name.partition("-")[0]
+
+
 def attend(
     kind: str,
     qkv: torch.Tensor,

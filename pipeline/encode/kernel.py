@@ -11,6 +11,7 @@ with ordinary instructions; it has not run on such a processor. The check is the
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 from pathlib import Path
 from threading import Lock
@@ -62,6 +63,16 @@ def demand_own() -> None:
         raise DeviceError("the own attention kernel is not available on this machine (see the log): use sdpa")
 
 
+def identity() -> str:
+    """Eight hex digits for what decides the kernel's bytes: its source, the compiler and the vectors it was built for.
+
+    Raises:
+        DeviceError: The kernel is not to be had on this machine.
+    """
+    demand_own()
+    return _OWN.identity
+
+
 def fits(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the kernel handles a storage type and head width."""
     return dtype in BITS and head_dim % 16 == 0 and 0 < head_dim <= MAX_DIM
@@ -72,6 +83,7 @@ class Kernel:
 
     Attributes:
         target: Vector width, and whether products of bfloat16 pairs are an instruction.
+        compiler: What made it.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -79,6 +91,8 @@ class Kernel:
         self._call = library.earthpress_attention
         self._call.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 9, *[ctypes.c_int64] * 9]
         code = library.earthpress_attention_target()
+        library.earthpress_attention_compiler.restype = ctypes.c_char_p
+        self.compiler = str(library.earthpress_attention_compiler().decode("utf-8", "replace"))
         self.target = f"{code // 10} lanes, bfloat16 {'instructions' if code % 10 else 'emulated'}"
 
     def attend(self, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, visible: Tensor | None) -> Tensor:
@@ -189,6 +203,7 @@ class _Own:
         self._source = source
         self._lock = Lock()
         self._ready: bool | None = None
+        self.identity = ""
         self._library: torch.library.Library | None = None  # torch forgets the operators when this object goes
 
     def ready(self) -> bool:
@@ -211,6 +226,8 @@ class _Own:
                     "the own attention kernel errs by %.2g in %s, limit %g: torch's is used", error, dtype, limit
                 )
                 return False
+        made_of = (self._source.read_bytes(), kernel.compiler.encode(), kernel.target.encode())
+        self.identity = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:8]
         self._library = _register(kernel)
         log.info("own attention kernel: %s", kernel.target)
         return True

@@ -160,15 +160,16 @@ class Block(nn.Module):
 
     def _attend_core(self, h: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
         """Queries of the core only; keys and values of every token: (window, core token, dim)."""
-        q = torch.unflatten(self.q(h[:, self.core]), -1, (1, *self.shape[1:]))
-        k, v = torch.unflatten(self.kv(h), -1, (2, *self.shape[1:])).split(1, dim=2)  # each with an axis of one
+        q = torch.unflatten(self.q(h[:, self.core]), -1, self.shape[1:])
+        kv = torch.unflatten(self.kv(h), -1, (2, *self.shape[1:]))
         if self.rotary == "pairs":
-            q, k = rope.rotate_pairs(q, self.turns[self.core]), rope.rotate_pairs(k, self.turns)
-        elif self.rotary == "halves":
-            cos, sin = (table.unsqueeze(1).to(q.dtype) for table in (self.cos, self.sin))
-            q = rope.rotate_halves(q, cos[self.core], sin[self.core])
-            k = rope.rotate_halves(k, cos, sin)
-        return plain_attention(q.squeeze(2), k.squeeze(2), v.squeeze(2), visible)
+            q = rope.rotate_pairs(q.unsqueeze(2), self.turns[self.core]).squeeze(2)
+            k = rope.rotate_pairs(kv[:, :, :1], self.turns).squeeze(2)
+            return plain_attention(q, k, kv[:, :, 1], visible)
+        if self.rotary == "none":
+            return attention.cross(self.kind, q, kv, visible=visible)
+        at = (self.cos[self.core], self.sin[self.core])
+        return attention.cross(self.kind, q, kv, q_turns=at, k_turns=(self.cos, self.sin), visible=visible)
 
 
 def register_turns(module: nn.Module, turns: Tables, *, halves: bool) -> None:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from pipeline.encode import rope
+from pipeline.encode import attention, rope
 from pipeline.encode.checkpoint import pooler_norm
-from pipeline.encode.layers import Block, Linear, Norm, Style, plain_attention
+from pipeline.encode.layers import Block, Linear, Norm, Style
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,8 +122,9 @@ class Read(nn.Module):
         self.norm2 = Norm(tensors, f"{stem}.norm2")
         self.fc1 = Linear(tensors, (f"{stem}.mlp.fc1",), dtype=dtype)
         self.fc2 = Linear(tensors, (f"{stem}.mlp.fc2",), dtype=dtype)
+        self.kind = style.attention
         for name, table in zip(("key_cos", "key_sin", "cos", "sin"), (*keys, *turns), strict=True):
-            self.register_buffer(name, table.to(dtype))
+            self.register_buffer(name, table)
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
         """(window, query, dim) and (window, token, dim) float32 to (window, query, dim) float32.
@@ -131,11 +132,10 @@ class Read(nn.Module):
         ``x`` may be the same for every query and window (stride 0): then its product is made once.
         """
         same = x.stride(0) == 0 and x.stride(1) == 0
-        first = x[:1, :1] if same else x
-        q = torch.unflatten(self.q(self.norm1(first)), -1, self.shape)  # (window or 1, query or 1, head, head_dim)
-        q = rope.rotate_halves(q, self.cos, self.sin).expand(x.shape[0], -1, -1, -1)
-        k, v = torch.unflatten(self.kv(tokens), -1, (2, *self.shape)).unbind(2)
-        k = rope.rotate_halves(k, self.key_cos, self.key_sin)
-        x = x + self.proj(plain_attention(q, k, v, visible))
+        q = torch.unflatten(self.q(self.norm1(x[:1, :1] if same else x)), -1, self.shape)
+        q = q.expand(-1, x.shape[1], -1, -1).contiguous()  # (window or 1, query, head, head_dim)
+        kv = torch.unflatten(self.kv(tokens), -1, (2, *self.shape))
+        turns = {"q_turns": (self.cos, self.sin), "k_turns": (self.key_cos, self.key_sin)}
+        x = x + self.proj(attention.cross(self.kind, q, kv, **turns, visible=visible))
         out: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return out

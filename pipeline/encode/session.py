@@ -47,8 +47,8 @@ MAX_BATCH = 512
 IN_FLIGHT = 2
 """Batches queued per worker: enough that none waits, few enough that strips do not pile up in memory."""
 PROBE_TOKENS = 4096
-"""Tokens per window, at most, with which attention kernels are compared: beyond, their ratio hardly changes (measured to
-12,288) while the time grows with the square."""
+"""Tokens per window, at most, with which attention kernels are compared: the ratio of two kernels was the same at 1024 and
+at 3072 (AVX2), while the time grows with the square."""
 GRAPH_WIDTH = 384
 """Models up to this width run as CUDA graphs: their kernels are shorter than the time it takes to launch them."""
 
@@ -137,18 +137,18 @@ def _settle_attention(
 ) -> str:
     place, kind, width = torch.device(device), getattr(torch, dtype), card.token_width // card.heads
     have = attention.available(place, kind, width)
-    asked = settings.attention
+    asked: str = settings.attention
     if asked == "auto" and kept is not None and (kept.device, kept.dtype) == (device, dtype):
-        asked = kept.attention
+        asked = attention.kind_of(kept.attention)
     if asked == "auto":
         chosen, seconds = attention.choose(
             place, kind, heads=card.heads, head_dim=width, tokens=min(tokens, PROBE_TOKENS), windows=windows
         )
         log.info("attention: %s of %s", chosen, seconds)
-        return chosen
+        return attention.named(chosen)
     if asked not in have:
         raise DeviceError(f"attention kernel {asked} is not to be had here for {dtype} and heads of {width}; have {have}")
-    return asked
+    return attention.named(asked)
 
 
 def pick_device(settings: EncodeSettings) -> str:
@@ -405,7 +405,7 @@ class Session:
             sensors=self._sensors,
             dtype=getattr(torch, numerics.dtype),
             halves=True if numerics.compiled else None,
-            attention=numerics.attention,
+            attention=attention.kind_of(numerics.attention),
             core=core,
         )
         encoder = encoder.eval().to(self._device)

@@ -108,7 +108,9 @@ def pack(value: object) -> Shared:
         else:
             memory.tensor(tuple(part.shape), part.dtype, offset).copy_(part)
     memory.array((len(text),), np.uint8, begin)[...] = np.frombuffer(text, np.uint8)
-    memory.array((_END,), np.uint8, begin + len(text))[...] = np.frombuffer(begin.to_bytes(_END, sys.byteorder), np.uint8)
+    memory.array((_END,), np.uint8, begin + len(text))[...] = np.frombuffer(
+        begin.to_bytes(_END, sys.byteorder), np.uint8
+    )
     return memory
 
 

@@ -5,38 +5,32 @@ stalls. The parent lays a tile's native pixels into shared memory once and hands
 their windows' vectors into shared memory that becomes the result. The weights, too, exist once: the parent builds the
 encoder, the processes map it (so nothing on disk is read twice, and all compute with what the parent has checked).
 
-A piece is a run of whole batches, the very ones that a plain Session would make, so that no more of them are padded than
-there; pieces are large at first and single batches at the end. What a window's bytes are depends on none of that.
+A piece is a run of whole batches, the very ones that a plain Session would make, so that no more of them are padded
+than there; pieces are large at first and single batches at the end. A window's bytes depend on none of that.
 
-The processes are started as plain subprocesses: a module that spawns would import the caller's main module again, which
-runs a script without a guard a second time. They end with their parent (see ``child``), and nothing they share has a name.
+The processes end with their parent (see ``child``), and nothing that they share has a name (see ``shared``): a kill
+leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import replace
 from itertools import chain, groupby
 from multiprocessing import connection
-from multiprocessing.reduction import send_handle
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
 
 from pipeline.encode import assemble
+from pipeline.encode.child import STOP_S, Child, Members
 from pipeline.encode.olmoearth import Encoder, Head
 from pipeline.encode.patch import token_grid
 from pipeline.encode.session import SENSOR, Session, WindowFields
 from pipeline.encode.shared import Shared, pack
-from pipeline.errors import ConfigError, DeviceError, EarthpressError, TransientError
+from pipeline.errors import ConfigError, EarthpressError, TransientError
 from pipeline.types import PIXEL_M, Box, GridSpec, ModelCard, Numerics, Period, Stack
 
 if TYPE_CHECKING:
@@ -47,17 +41,12 @@ if TYPE_CHECKING:
     from pipeline.encode.checkpoint import Checkpoint
     from pipeline.encode.gate import GateReport
 
-    Members = tuple[tuple[int, int, int], ...]
     Share = Callable[[int, int], int]
 
 log = logging.getLogger(__name__)
 
 MIN_CORE_S = 60.0
 """``auto`` starts processes for at least this much work per core: they cost seconds of start-up."""
-STOP_S = 5.0
-"""How long ``close`` waits for processes that should end at once before it kills them."""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-"""Set before the interpreter starts: OpenMP reads it when torch is loaded."""
 WORKER_BYTES = 200_000_000
 """TODO"""
 
@@ -95,9 +84,7 @@ class Movable(Session):
     @property
     def encoder(self) -> Encoder:
         """The encoder of the run, not compiled."""
-        found = getattr(self._run, "_orig_mod", self._run)
-        assert isinstance(found, Encoder)
-        return found
+        return cast("Encoder", getattr(self._run, "_orig_mod", self._run))
 
     def _build(self, *args: Any, **kwargs: Any) -> tuple[Callable[..., torch.Tensor], int]:
         encoder, self._given = self._given, None
@@ -156,10 +143,10 @@ class Workers:
         self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
         self._busy_s, self._tile = 0.0, 0
         self._staged: tuple[tuple[Stack, ...], Shared] | None = None
-        self._children: list[_Child] = []
+        self._children: list[Child] = []
         try:
-            self._children.extend(_Child() for _ in range(max(1, processes)))
-            arguments = {"grid": grid, "periods": periods, "numerics": numerics, "sensors": sensors}
+            self._children.extend(Child() for _ in range(max(1, processes)))
+            arguments: dict[str, Any] = {"grid": grid, "periods": periods, "numerics": numerics, "sensors": sensors}
             encoder = Movable(checkpoint, threads=1, **arguments).encoder  # while they import torch
             self._dims, self._head = encoder.field_dims, Head(checkpoint).eval()
             self._parts = pack((encoder, replace(checkpoint, tensors=dict(checkpoint.tensors)), arguments))
@@ -179,7 +166,7 @@ class Workers:
         """End the processes, also in the middle of their work; nothing happens the second time."""
         children, self._children = self._children, []
         for child in children:
-            child.connection.close()
+            child.connection.close()  # all of them, before the first is waited for
         stop = time.monotonic() + STOP_S
         for child in children:
             child.end(max(0.0, stop - time.monotonic()))
@@ -294,10 +281,10 @@ class Workers:
                 done, open_ = done + count, open_ + 1
             open_ -= sum(tile == self._tile for _, tile, _ in self._answers())
 
-    def _ask(self, children: Sequence[_Child], name: str) -> list[Any]:
+    def _ask(self, children: Sequence[Child], name: str) -> list[Any]:
         """The answers of several processes to one question, in their order, when all have answered."""
-        got: dict[_Child, Any] = {}
-        asked: set[_Child] = set()
+        got: dict[Child, Any] = {}
+        asked: set[Child] = set()
         while len(got) < len(children):
             for child in children:
                 if child.free and child not in asked:
@@ -306,7 +293,7 @@ class Workers:
             got |= {child: value for child, _, value in self._answers() if child in asked}
         return [got[child] for child in children]
 
-    def _answers(self) -> list[tuple[_Child, int, Any]]:
+    def _answers(self) -> list[tuple[Child, int, Any]]:
         """(process, tile it worked on or 0, what it says): at least one, as they come.
 
         Raises:
@@ -325,33 +312,23 @@ class Workers:
             if name == "piece" and fine:
                 self._busy_s += value
             if name == "build" and not fine:
-                child.end(0.0)  # it is of no use
+                child.process.kill()  # it is of no use
             if not fine and child.about in (0, self._tile):
-                assert isinstance(value, EarthpressError)
-                raise value
+                raise cast("EarthpressError", value)
             found.append((child, child.about, value))
         return found
 
     def _revive(self) -> None:
-        """Replace the processes that died."""
+        """Replace the processes that ended."""
         for place, child in enumerate(self._children):
             if child.lost():
-                log.warning("starting another: %s", self._obituary(child))
-                child.connection.close()
-                self._children[place] = _Child()
+                log.warning("%s; starting another", self._obituary(child))
+                child.end()
+                self._children[place] = Child()
                 self._children[place].ask("build", fds=(self._parts.fd,))
 
-    def _obituary(self, child: _Child) -> str:
-        """What became of a process, and why perhaps."""
-        child.end(STOP_S)
-        code = child.process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = ""
-        if code == -signal.SIGKILL:
-            need = bytes_per_worker(self._card, compiled=self._numerics.compiled)
-            hint = f"; out of memory? Each takes {need / 1e6:.0f} MB and its activations: use fewer run.encoder_threads"
-        words = child.last_words()
-        return f"encoder process {child.process.pid} {how}{hint}{f'; it said: {words}' if words else ''}"
+    def _obituary(self, child: Child) -> str:
+        return child.obituary(bytes_per_worker(self._card, compiled=self._numerics.compiled))
 
 
 def kinds(
@@ -376,7 +353,7 @@ def kinds(
 
 
 def batched(windows: Iterator[tuple[tuple[int, int, int], bool | None]], size: int) -> Iterator[Members]:
-    """Batches of one kind as they fill, then what is left, as ``Session`` makes them; empty windows go with the next."""
+    """Batches of one kind as they fill, then what is left, as ``Session`` makes them; empty windows join the next."""
     waiting: dict[bool, list[tuple[int, int, int]]] = {False: [], True: []}
     empty: list[tuple[int, int, int]] = []
     for member, masked in windows:
@@ -390,94 +367,3 @@ def batched(windows: Iterator[tuple[tuple[int, int, int], bool | None]], size: i
     for rest in (waiting[False], waiting[True], empty):
         if rest:
             yield tuple(rest)
-
-
-class _Child:
-    """A process and what is open between it and us."""
-
-    def __init__(self) -> None:
-        """Start it.
-
-        Raises:
-            DeviceError: The machine does not let us.
-        """
-        ours, theirs = socket.socketpair()
-        self._words = tempfile.TemporaryFile()
-        self.connection = connection.Connection(ours.detach())
-        self.about = 0
-        self._asked, self._built, self._holds = False, False, 0
-        paths = [str(path) for path in sys.path if path]
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
-        code = f"from pipeline.encode.child import main; main({theirs.fileno()})"
-        try:
-            with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", code],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._words,
-                    stderr=self._words,
-                    pass_fds=(theirs.fileno(),),
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C in a terminal is for the parent
-                )
-        except OSError as err:
-            self.connection.close()
-            raise DeviceError(f"cannot start an encoder process ({err}): use run.encoders=threads") from err
-
-    @property
-    def free(self) -> bool:
-        """Whether it is ready for work and has none."""
-        return self._built and not self._asked
-
-    def ask(self, name: str, *arguments: Any, about: int = 0, fds: tuple[int, ...] = ()) -> None:
-        """Send a request that will be answered; a process that is gone shows when the answer is waited for."""
-        self._asked, self.about = True, about
-        self._send(name, arguments, fds)
-
-    def piece(self, tile: int, shape: tuple[int, ...], members: Members, *, fds: tuple[int, int]) -> None:
-        """Ask for some windows of a tile; the first time, with the tile."""
-        known, self._holds = self._holds == tile, tile
-        self.ask("piece", tile, shape, members, about=tile, fds=() if known else fds)
-
-    def drop(self, tile: int) -> None:
-        """Have it let go of a tile, if it holds it; there is no answer."""
-        if self._holds == tile:
-            self._holds = 0
-            self._send("drop", (tile,), ())
-
-    def answer(self) -> tuple[str, bool, Any]:
-        """(what was asked, whether that went well, the answer).
-
-        Raises:
-            EOFError, OSError: It is gone.
-        """
-        name, fine, value = self.connection.recv()
-        self._asked = False
-        self._built |= name == "build" and fine
-        return name, fine, value
-
-    def lost(self) -> bool:
-        """Whether it is gone."""
-        return self.process.poll() is not None
-
-    def end(self, seconds: float) -> None:
-        """Wait for its end; kill it if that takes longer."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def last_words(self) -> str:
-        """The last lines that it printed."""
-        self._words.seek(0)
-        lines = self._words.read().decode(errors="replace").strip().splitlines()
-        return " | ".join(lines[-3:])[-500:]
-
-    def _send(self, name: str, arguments: tuple[Any, ...], fds: tuple[int, ...]) -> None:
-        try:
-            self.connection.send((name, arguments, len(fds)))
-            for fd in fds:
-                send_handle(self.connection, fd, self.process.pid)
-        except OSError:
-            log.debug("encoder process %d does not listen", self.process.pid)

@@ -11,6 +11,7 @@ import torch
 from checkpoints import reference_fields, reference_model, write_checkpoint
 
 from pipeline.encode import checkpoint
+from pipeline.encode.attention import use_own
 from pipeline.encode.olmoearth import Encoder, Head
 from pipeline.errors import CheckpointError, ConfigError, InvalidInputError
 
@@ -166,6 +167,16 @@ def test_halves_for_kernels_and_compiled_graphs_equal_the_references(models, ver
     compare(models(version, size), pixels(2, 3, (16, 16), sensors=ALL), dates(3), patch_px=8, halves=True)
 
 
+@pytest.mark.skipif(not use_own(), reason="no C++ compiler here: the own attention kernel cannot be built")
+@pytest.mark.parametrize(("version", "size"), [("v1", "nano"), ("v1.2", "nano"), ("v1.2", "tiny"), ("v1.3", "toy")])
+def test_the_own_attention_kernel_equals_the_references(models, version, size):
+    x = pixels(2, 3, (16, 16), sensors=ALL)
+    compare(models(version, size), x, dates(3), patch_px=8, attention="own")
+    visible = {name: torch.from_numpy(np.random.default_rng(2).random((1, 3, 2, 2)) > 0.35) for name in ALL}
+    one = {name: part[:1] for name, part in x.items()}
+    compare(models(version, size), one, dates(3), patch_px=8, visible=visible, attention="own")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "size"), SLOW)
 def test_the_large_releases_equal_the_references(models, version, size):
@@ -261,11 +272,14 @@ def test_the_short_student_is_a_prefix_of_the_student():
     torch.testing.assert_close(short, long[..., :64], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "own"])
 @pytest.mark.parametrize(("version", "core"), [("v1", (1, 3)), ("v1.2", (0, 2)), ("v1.3", (1, 2))])
-def test_a_pruned_last_block_gives_the_same_core_and_nothing_else(models, version, core):
+def test_a_pruned_last_block_gives_the_same_core_and_nothing_else(models, version, core, attention):
+    if attention == "own" and not use_own():
+        pytest.skip("no C++ compiler here: the own attention kernel cannot be built")
     _, ours = models(version, "toy")
     x, days = tuple(pixels(2, 2, (40, 40), sensors=ALL[:2]).values()), dates(2)
-    options = {"window_px": (40, 40), "patch_px": 8, "dates": days, "sensors": ALL[:2]}
+    options = {"window_px": (40, 40), "patch_px": 8, "dates": days, "sensors": ALL[:2], "attention": attention}
     visible = torch.from_numpy(np.random.default_rng(1).random((2, 2, 2, 5, 5)) > 0.2)
     for seen in (None, visible):
         want = Encoder(ours, **options)(x, seen)
