@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Settings
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Raised whenever the same inputs would give other bytes; part of every fingerprint."""
 COARSEST_RES_M = 60
 """Coarsest native resolution; its layer, with its margin, reaches furthest beyond the windows."""
@@ -160,7 +160,7 @@ def recipe_of(settings: Settings, basis: Basis, periods: Sequence[Period]) -> st
             "composite": settings.inputs.composite,
             "max_cloud_pct": settings.inputs.max_cloud_pct,
             "max_candidates": settings.inputs.max_candidates,
-            "stitch": settings.encode.stitch,
+            "output": basis.model.output,
             "grid": asdict(basis.grid),
             "weights": basis.model.sha256,
             "encoder": basis.model.config,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.simulate.sample import Sample
 
 MODEL = "random:v1.2-nano:7"
-SETTINGS = ("encode.patch_px=4", "encode.window_px=48", "encode.overlap_px=16", "store.tile_px=256")
+SETTINGS = ("encode.patch_px=4", "encode.overlap_px=16", "store.tile_px=256")
 """Small windows and tiles: quick on two cores, and several tiles to show."""
 MAP = "landcover"
 
