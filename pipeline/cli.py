@@ -415,8 +415,8 @@ def model(
         list[str],
         typer.Argument(
             metavar="MODEL | fetch MODEL",
-            help="Folder, weights file, Hugging Face id (owner/name@revision) or random:v1.2-nano:0; after 'fetch': an id "
-            "whose files are brought into the local cache, so that a run needs no network.",
+            help="Folder, weights file, Hugging Face id (owner/name@revision) or random:v1.2-nano:0; after 'fetch': an "
+            "id whose files are brought into the local cache, so that a run needs no network.",
         ),
     ],
     config: CONFIG = None,

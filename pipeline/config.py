@@ -144,6 +144,9 @@ class RunSettings(_Section):
     encoder_threads: int | Literal["auto"] = Field(
         "auto", description="Single-threaded encoders on a CPU; auto: cores."
     )
+    encoders: Literal["auto", "processes", "threads"] = Field(
+        "auto", description="Encoders on a CPU as processes or threads; auto: processes where a run takes minutes."
+    )
     read_ahead_bytes: int | Literal["auto"] = Field("auto", description="Bytes read ahead; auto: a quarter of memory.")
     max_degraded_pct: float = Field(20.0, ge=0, le=100, description="More degraded tiles than this: exit 65.")
     max_attempts: int = Field(3, ge=1, description="Attempts at a tile within one run, for errors that may pass.")

@@ -478,7 +478,7 @@ class Layer:
 
     res_m: int
     bands: tuple[str, ...]
-    pixels: NDArray[np.uint16] | NDArray[np.float32]
+    pixels: NDArray[Any]
     valid: NDArray[np.bool_]
     box: Box
 

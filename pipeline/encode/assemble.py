@@ -79,7 +79,7 @@ class Resident:
         """Begin to upload everything, without waiting and beside whatever the device is doing."""
         if self.device.type == "cpu":
             return
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             for stack in self.stacks:
                 for layer in stack.layers:

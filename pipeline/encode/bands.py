@@ -2,10 +2,10 @@
 
 Source: ``olmoearth_pretrain_minimal/olmoearth_pretrain_v1/data/norm_configs/computed.json`` (package
 olmoearth-pretrain-minimal 0.1.5, keys ``mean`` and ``std``); the table is the same for every model version. The rule is
-``y = (x - (mean - 2 std)) / (4 std)``, not clipped. ``x`` is for Sentinel-2 a harmonised DN (reflectance * 10000, offset
-removed), for Sentinel-1 decibels, for Landsat a Collection 2 Level-1 DN. A missing value is 0 AFTER normalising (what band
-dropout showed the models from v1.1 on), which is not the mean (0.5); v1, trained without dropout, first takes the value of
-the band nearest in wavelength.
+``y = (x - (mean - 2 std)) / (4 std)``, not clipped. ``x`` is for Sentinel-2 a harmonised DN (reflectance * 10000,
+offset removed), for Sentinel-1 decibels, for Landsat a Collection 2 Level-1 DN. A missing value is 0 AFTER normalising
+(what band dropout showed the models from v1.1 on), which is not the mean (0.5); v1, trained without dropout, first
+takes the value of the band nearest in wavelength.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ WAVELENGTH_NM = {
         {"B10": 10_900, "B11": 12_000},
     ),
 }
-"""Central wavelengths, nm, by group within which v1 fills a missing band (``data/missing_bands.py`` of that package)."""
+"""Central wavelengths, nm, by group within which v1 fills a missing band (``data/missing_bands.py`` of that
+package)."""
 
 
 def scale_offset(band: str, *, sensor: str = "sentinel2_l2a") -> tuple[float, float]:

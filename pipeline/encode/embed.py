@@ -1,9 +1,9 @@
 """Windows of one sensor to tokens: patch embedding and the encodings that are added to it.
 
-Two kinds: from v1.1 on a linear layer per sample and one per token, in v1 one convolution per band set. A patch size other
-than 8 px changes the input: the window is resized so that every token covers 8 x 8 samples, by two constant matrices in
-float32. What is added to the tokens (channel, month, and in v1 and v1.1 slot, row and column) is constant for one (window,
-patch, dates) and therefore part of the bias.
+Two kinds: from v1.1 on a linear layer per sample and one per token, in v1 one convolution per band set. A patch size
+other than 8 px changes the input: the window is resized so that every token covers 8 x 8 samples, by two constant
+matrices in float32. What is added to the tokens (channel, month, and in v1 and v1.1 slot, row and column) is constant
+for one (window, patch, dates) and therefore part of the bias.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PatchEmbed(nn.Module):
         x = torch.matmul(self.rows, x) if self.resized else x  # (w, t, 8 gh, 8 gw band)
         x = torch.unflatten(torch.unflatten(x, -1, (-1, KERNEL_PX, pixels.shape[2])), 2, (-1, KERNEL_PX))
         x = x.transpose(3, 4)  # (w, t, gh, gw, 8, 8, band)
-        parts = [module(group) for module, group in zip(self.sets, x.split(self.sizes, dim=-1), strict=True)]
+        parts = [module(group) for module, group in zip(self.sets, torch.split(x, self.sizes, dim=-1), strict=True)]
         x = torch.stack(parts, dim=-2) if len(parts) > 1 else parts[0].unsqueeze(-2)  # (w, t, gh, gw, band set, dim)
         return (x + self.bias).flatten(1, 4)
 

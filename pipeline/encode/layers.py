@@ -1,9 +1,10 @@
 """Building blocks of the encoder: products, norms, transformer blocks; all constants are made when they are built.
 
-Weights, products and attention have the block's dtype; the stream of tokens and the norms stay float32, which halves the
-error of bfloat16 against a stream in bfloat16. Queries, keys and values share one product. Rotary pairs are stored either
-as halves (``halves``: rows of the query and key weights are permuted, which changes no dot product, and every kernel and
-compiled graph takes them) or as released (interleaved, rotated as complex numbers: faster for eager float32).
+Weights, products and attention have the block's dtype; the stream of tokens and the norms stay float32, which halves
+the error of bfloat16 against a stream in bfloat16. Queries, keys and values share one product. Rotary pairs are stored
+either as halves (``halves``: rows of the query and key weights are permuted, which changes no dot product, and every
+kernel and compiled graph takes them) or as released (interleaved, rotated as complex numbers: faster for eager
+float32).
 """
 
 from __future__ import annotations
@@ -182,10 +183,8 @@ def register_turns(module: nn.Module, turns: Tables, *, halves: bool) -> None:
         module.register_buffer("turns", torch.complex(cos, sin).flatten(1).unsqueeze(1))
 
 
-def plain_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None
-) -> torch.Tensor:
-    """torch's attention over (window, token, head, head_dim), with any number of queries.
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """Torch's attention over (window, token, head, head_dim), with any number of queries.
 
     Returns:
         (window, query, head * head_dim).

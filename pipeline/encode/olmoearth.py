@@ -1,15 +1,15 @@
 """The OlmoEarth encoder, every release, inference only, one fixed shape.
 
-An ``Encoder`` is built for one (window, patch, dates, sensors): everything that follows from them - interpolation matrices,
-encodings, rotary tables - is computed once, and a forward pass is matrix products, attention and norms. It reads normalised
-pixels and knows nothing of files, nodata rules or devices' batching.
+An ``Encoder`` is built for one (window, patch, dates, sensors): everything that follows from them - interpolation
+matrices, encodings, rotary tables - is computed once, and a forward pass is matrix products, attention and norms. It
+reads normalised pixels and knows nothing of files, nodata rules or devices' batching.
 
     pixels of each sensor -> patch embedding + encodings -> blocks -> norm -> pooling (v1, v1.1, v1.2) or pooler (v1.3)
 
 v1 has three band sets for Sentinel-2 (a token each), a convolution and added positions; v1.1 one band set and a linear
 embedding; v1.2 rotary positions; v1.3 adds the pooler. Tokens run sensor by sensor, in each (time, row, col, band set).
-Differences from the reference that change no result are named in ``layers``, ``embed`` and ``pooler``; time starts at 0 at
-the first date.
+Differences from the reference that change no result are named in ``layers``, ``embed`` and ``pooler``; time starts at 0
+at the first date.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Encoder(nn.Module):
             patch_px: Side of a token, 1..8.
             dates: Model date of each period, in order.
             sensors: Which sensors the pixels are of, in the order in which they are given.
-            output: What ``forward`` gives: ``mean``, ``max``, ``location`` (also for ``student`` and ``student64``, whose
+            output: What ``forward`` gives: ``mean``, ``max``, ``location`` (also for ``student`` and ``student64``,
+            whose
                 ``Head`` comes after stitching); None: as the checkpoint's card says.
             dtype: float32, bfloat16 or float16: of weights, products and attention.
             halves: Store rotary pairs as halves, which compiled graphs and kernels want; eager float32 is faster with
@@ -115,9 +116,12 @@ class Encoder(nn.Module):
             for i in range(config.depth)
         )
         self.norm = Norm(checkpoint.tensors, "norm")
-        self.field_grid, self.field_dims, self.pooler = self.grid, self.dims, None
+        self.field_grid, self.field_dims = self.grid, self.dims
+        self.pooler: Pooler | None = None
         if self.output == "location":
-            self._add_pooler(checkpoint, coords[:, 1:], step=step, share=self._share(location_px, patch_px), style=style)
+            self._add_pooler(
+                checkpoint, coords[:, 1:], step=step, share=self._share(location_px, patch_px), style=style
+            )
         elif self.output not in ("mean", "max"):
             raise ConfigError(f"output {output!r} is none of mean, max, location, student, student64")
 
@@ -127,7 +131,8 @@ class Encoder(nn.Module):
         config = checkpoint.config.pooler
         if config is None:
             raise ConfigError(f"model {checkpoint.card.name} ({checkpoint.card.version}) has no location tokens")
-        self.field_grid, self.field_dims = tuple(round(n / share) for n in self.grid), config.dims
+        self.field_grid = (round(self.grid[0] / share), round(self.grid[1] / share))
+        self.field_dims = config.dims
         if self.core and share != 1:
             raise ConfigError("a core needs location tokens as large as a patch")
         queries = rope.query_places(self.field_grid, step=step, share=share)
@@ -148,10 +153,13 @@ class Encoder(nn.Module):
             raise ConfigError(f"core of {count} tokens from {first} does not lie in a grid of {self.grid} tokens")
         return core
 
+    def _inside(self) -> slice:
+        """The core along one axis; everything without one."""
+        return slice(None) if self.core is None else slice(self.core[0], sum(self.core))
+
     def _core_cells(self) -> torch.Tensor:
         """Indices of the core's cells, row by row."""
-        assert self.core is not None
-        inside = slice(self.core[0], sum(self.core))
+        inside = self._inside()
         return torch.arange(self.grid[0] * self.grid[1]).view(self.grid)[inside, inside].flatten()
 
     def _core_tokens(self) -> torch.Tensor:
@@ -195,7 +203,7 @@ class Encoder(nn.Module):
         counts = [self.periods * grid[0] * grid[1] * sets for sets in self.sets]
         return tuple(
             torch.unflatten(part, 1, (self.periods, *grid, sets))
-            for part, sets in zip(tokens.split(counts, dim=1), self.sets, strict=True)
+            for part, sets in zip(torch.split(tokens, counts, dim=1), self.sets, strict=True)
         )
 
     def _count(self, grid: tuple[int, int]) -> int:
@@ -209,7 +217,7 @@ class Encoder(nn.Module):
         return self.split(self.encode(pixels, visible))
 
     def per_sensor(self, pixels: Pixels, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean of each sensor's visible tokens: (window, sensor, token_row, token_col, dim) float32; zeros where none."""
+        """Mean of each sensor's visible tokens, zeros where none: (window, sensor, row, col, dim) float32."""
         means = [self._mean(part, seen)[0] for part, seen in self._with_visible(self.encode(pixels, visible), visible)]
         return torch.stack(means, dim=1)
 
@@ -248,9 +256,7 @@ class Encoder(nn.Module):
         if visible is None:
             return [(part, None) for part in parts]
         if parts[0].shape[2] != visible.shape[3]:
-            assert self.core is not None
-            inside = slice(self.core[0], sum(self.core))
-            visible = visible[..., inside, inside]
+            visible = visible[..., self._inside(), self._inside()]
         return list(zip(parts, visible.unbind(1), strict=True))
 
     @staticmethod
@@ -289,7 +295,8 @@ class Encoder(nn.Module):
 class Head(nn.Module):
     """Stitched field vectors to written vectors: the student of v1.3 in float32, else nothing.
 
-    It comes after stitching, because means of normalised student vectors leave the sphere that its last norm puts them on.
+    It comes after stitching, because means of normalised student vectors leave the sphere that its last norm puts them
+    on.
     """
 
     def __init__(self, checkpoint: Checkpoint, output: str | None = None) -> None:

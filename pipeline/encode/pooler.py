@@ -1,8 +1,9 @@
 """The attention pooler of v1.3: a grid of queries reads the tokens and becomes the location tokens.
 
-All queries start from one learned vector; their places alone, as axial rotary positions, tell them apart. Every layer is a
-read (queries attend to all visible tokens of all sensors and times) and a self-attention block over the grid. In the first
-layer the queries are equal, so their product is one vector and the rotated queries are a constant of the grid.
+All queries start from one learned vector; their places alone, as axial rotary positions, tell them apart. Every layer
+is a read (queries attend to all visible tokens of all sensors and times) and a self-attention block over the grid. In
+the first layer the queries are equal, so their product is one vector and the rotated queries are a constant of the
+grid.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from pipeline.encode import attention, rope
 from pipeline.encode.checkpoint import pooler_norm
 from pipeline.encode.layers import Block, Linear, Norm, Style
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +52,8 @@ class Pooler(nn.Module):
         """
         super().__init__()
         config, tensors = checkpoint.config.pooler, checkpoint.tensors
-        assert config is not None  # the caller looks
+        if config is None:
+            raise ConfigError(f"model {checkpoint.card.name} has no attention pooler")
         head_dim = config.dims // config.heads
         keys, turns = (
             rope.axial_tables(places, heads=config.heads, head_dim=head_dim, base=config.rope_base)

@@ -1,10 +1,11 @@
 """Rotary positions: coordinates of tokens, tables of cosines and sines, the rotation.
 
 v1.2 and v1.3 rotate queries and keys of every block (``rope_3d_mixed``): every block and head has its own learned
-frequencies for (time, row, column), and a token's angle is their product with its coordinates. The pooler of v1.3 rotates
-by row and column only, with fixed frequencies (``axial_tables``). Only differences of coordinates matter, so they restart
-at 0 in every window and at the first date: angles stay small. They are computed in float64 once per (window, patch,
-dates); bfloat16 is for finished sines and cosines alone, because bfloat16 coordinates destroy the rotation.
+frequencies for (time, row, column), and a token's angle is their product with its coordinates. The pooler of v1.3
+rotates by row and column only, with fixed frequencies (``axial_tables``). Only differences of coordinates matter, so
+they restart at 0 in every window and at the first date: angles stay small. They are computed in float64 once per
+(window, patch, dates); bfloat16 is for finished sines and cosines alone, because bfloat16 coordinates destroy the
+rotation.
 """
 
 from __future__ import annotations

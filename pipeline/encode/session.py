@@ -47,8 +47,8 @@ MAX_BATCH = 512
 IN_FLIGHT = 2
 """Batches queued per worker: enough that none waits, few enough that strips do not pile up in memory."""
 PROBE_TOKENS = 4096
-"""Tokens per window, at most, with which attention kernels are compared: the ratio of two kernels was the same at 1024 and
-at 3072 (AVX2), while the time grows with the square."""
+"""Tokens per window, at most, with which attention kernels are compared: the ratio of two kernels was the same at 1024
+and at 3072 (AVX2), while the time grows with the square."""
 GRAPH_WIDTH = 384
 """Models up to this width run as CUDA graphs: their kernels are shorter than the time it takes to launch them."""
 
@@ -147,7 +147,9 @@ def _settle_attention(
         log.info("attention: %s of %s", chosen, seconds)
         return attention.named(chosen)
     if asked not in have:
-        raise DeviceError(f"attention kernel {asked} is not to be had here for {dtype} and heads of {width}; have {have}")
+        raise DeviceError(
+            f"attention kernel {asked} is not to be had here for {dtype} and heads of {width}; have {have}"
+        )
     return attention.named(asked)
 
 
@@ -489,7 +491,7 @@ class Session:
         for batch in batches:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             result = self._forward(batch)
             where = torch.tensor(batch.indices, device=self._device)
             values.index_copy_(0, where, result[: len(batch.indices)])
@@ -501,8 +503,6 @@ class Session:
             collect()
 
 
-def _batch(
-    windows: list[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]], *, masked: bool
-) -> _Batch:
+def _batch(windows: list[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]], *, masked: bool) -> _Batch:
     indices, pixels, visible = zip(*windows, strict=True)
     return _Batch(indices=indices, pixels=pixels, visible=visible if masked else None)

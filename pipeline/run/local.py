@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -37,7 +38,7 @@ from pipeline.read.tiles import read_stack
 from pipeline.run import prepare
 from pipeline.run.folder import access_of, settings_of, store_path
 from pipeline.run.status import to_do
-from pipeline.run.tile import At, Maps, TileContext, run_tile, wanted_px
+from pipeline.run.tile import At, Encoder, Maps, TileContext, run_tile, wanted_px
 from pipeline.types import Int8Embedding, Plan, Receipt, Stack, Task, Usage
 from pipeline.write import store
 from pipeline.write.commit import Commits
@@ -303,9 +304,11 @@ def _lease(
     reason: Any = "failed"
     try:
         with HeartbeatThread(ledger, interval_s=HEARTBEAT_S), PeakMemory() as memory:
-            context = _context(plan, settings, commits=commits, clock=clock, memory=memory, tally=tally, at=at)
-            tally.begin()
-            _tiles(plan, todo, settings=settings, context=context, ledger=ledger, tally=tally)
+            with ExitStack() as held:
+                encoder = _encoder(plan, settings, todo, clock=clock, tally=tally, held=held)
+                context = _context(plan, settings, encoder=encoder, commits=commits, clock=clock, memory=memory, at=at)
+                tally.begin()
+                _tiles(plan, todo, settings=settings, context=context, ledger=ledger, tally=tally)
             if pictures and tally.receipts:
                 tally.note("making pictures, maps and the report")
                 with clock.stage("publish"):
@@ -318,38 +321,59 @@ def _lease(
         ledger.lease_end(reason, stage_s=clock.seconds())
 
 
-def _context(
-    plan: Plan, settings: Settings, *, commits: Commits, clock: StageClock, memory: PeakMemory, tally: _Tally, at: At
-) -> TileContext:
-    """Build what all tiles share: checked weights, warm encoder behind its gate, the store's metadata."""
-    from pipeline.encode import checkpoint, session  # noqa: PLC0415
+def _encoder(
+    plan: Plan, settings: Settings, todo: list[Task], *, clock: StageClock, tally: _Tally, held: ExitStack
+) -> Encoder:
+    """The warm encoder with the plan's weights, behind its gate: threads of this process, or processes of its own."""
+    from pipeline.encode import checkpoint, session, workers  # noqa: PLC0415
 
     _check_numerics(plan, settings)
-    heads = prepare.load_heads(settings, card=plan.model, calibration=plan.calibration)
-    path = store_path(plan.output)
-    with clock.stage("create_store"):
-        store.create_store(path, store_spec(plan, heads=heads))
-        time_index = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
-    tally.note("loading the encoder and checking it against the plain float32 one")
+    count = prepare.encoder_threads(settings, device=plan.numerics.device)
+    processes = workers.wanted(
+        settings.run.encoders,
+        device=plan.numerics.device,
+        workers=count,
+        core_s=sum(task.estimate.device_s for task in todo),
+    )
+    crew = f" in {count} processes" if processes else ""
+    tally.note(f"loading the encoder{crew} and checking it against the plain float32 one")
     with clock.stage("load"):
         model = checkpoint.load(plan.model.name, output=plan.model.output)
-    if (model.card.sha256, model.card.config) != (plan.model.sha256, plan.model.config):
-        raise CheckpointError(
-            f"the model {plan.model.name} has changed since the plan ({plan.model.sha256[:12]} then, "
-            f"{model.card.sha256[:12]} now): plan again into another output"
-        )
-    encoder = session.Session(
-        model,
-        grid=plan.grid,
-        periods=plan.periods,
-        numerics=plan.numerics,
-        threads=prepare.encoder_threads(settings, device=plan.numerics.device),
-    )
+        if (model.card.sha256, model.card.config) != (plan.model.sha256, plan.model.config):
+            raise CheckpointError(
+                f"the model {plan.model.name} has changed since the plan ({plan.model.sha256[:12]} then, "
+                f"{model.card.sha256[:12]} now): plan again into another output"
+            )
+        encoder: session.Session | workers.Workers
+        given: dict[str, Any] = {"grid": plan.grid, "periods": plan.periods, "numerics": plan.numerics}
+        if processes:
+            encoder = held.enter_context(workers.Workers(model, processes=count, **given))
+        else:
+            encoder = session.Session(model, threads=count, **given)
     with clock.stage("warm_up"):
         encoder.warm_up()
     with clock.stage("gate"):
         gate = encoder.gate()
     log.info("start-up gate passed: %s", gate)
+    return encoder
+
+
+def _context(
+    plan: Plan,
+    settings: Settings,
+    *,
+    encoder: Encoder,
+    commits: Commits,
+    clock: StageClock,
+    memory: PeakMemory,
+    at: At,
+) -> TileContext:
+    """What all tiles share: the encoder, the maps' heads, the store with its metadata."""
+    heads = prepare.load_heads(settings, card=plan.model, calibration=plan.calibration)
+    path = store_path(plan.output)
+    with clock.stage("create_store"):
+        store.create_store(path, store_spec(plan, heads=heads))
+        time_index = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
     return TileContext(
         grid=plan.grid,
         calibration=plan.calibration,

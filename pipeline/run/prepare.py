@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 
 from pipeline.errors import ConfigError, InvalidInputError
@@ -23,6 +22,7 @@ from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, P
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.config import Settings
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABSOLUTE = ("v1", "v1.1")
-"""Versions whose positions are added to the tokens: they depend on the place in the window, which no blending repairs."""
+"""Versions whose positions are added to the tokens: vectors depend on the place in the window; no blending repairs
+that."""
 
 CALIBRATION_PERIODS = 3
 CALIBRATION_WINDOWS = 4

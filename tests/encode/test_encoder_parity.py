@@ -357,8 +357,8 @@ def test_shapes_sensors_and_outputs_that_do_not_fit_are_refused():
         Encoder(model, window_px=(32, 32), patch_px=4, dates=dates(1), output="location")
     with pytest.raises(ConfigError, match="core of 5 tokens"):
         Encoder(model, window_px=(32, 32), patch_px=8, dates=dates(1), core=(0, 5))
+    toy = checkpoint.load("random:v1.3-toy:0")
     with pytest.raises(ConfigError, match="does not divide"):
-        toy = checkpoint.load("random:v1.3-toy:0")
         Encoder(toy, window_px=(32, 32), patch_px=8, dates=dates(1), location_px=3)
     with pytest.raises(ConfigError, match="no student"):
         Head(model, "student")

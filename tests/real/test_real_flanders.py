@@ -19,7 +19,7 @@ import rasterio.features
 from rasterio.warp import transform_geom
 
 from pipeline import api
-from pipeline.encode.assemble import normalised
+from pipeline.encode.assemble import Input, normalised
 from pipeline.maps.labels import pixels_of, read_labels
 from pipeline.plan.planner import load_plan
 from pipeline.run.status import tile_status
@@ -153,7 +153,8 @@ def test_bands_that_the_archive_lacks_are_absent_and_become_zero(plan):
         (10, sorted(RES_10)),
         (20, sorted(RES_20)),
     ]
-    values = normalised(stack, plan.tasks[0].tile.box, bands=("B01", "B09", "B02")).numpy()
+    wanted = Input(sensor="sentinel2_l2a", bands=("B01", "B09", "B02"))
+    values = normalised(stack, plan.tasks[0].tile.box, wanted=wanted).numpy()
     assert (values[:, :2] == 0).all()
     assert values[:, 2].any()
 
