@@ -3,9 +3,9 @@
     python benchmarks/workers.py [--model random:v1.2-nano:0] [--patch 8] [--windows 60] [--rounds 5] [--busy 1]
 
 The tile is 512 px with 12 periods and 64 px windows at half overlap; ``--windows`` takes the first of them. "OpenMP" is
-what torch does when it is left alone: one encoder, whose operations are split over the cores. The variants take turns, so
-that whatever else runs slows all of them; figures are medians over the rounds, and ratios medians of the ratios within a
-round. ``--busy N`` runs N other processes that only count, which stand for somebody else's work.
+what torch does when it is left alone: one encoder, whose operations are split over the cores. The variants take turns,
+so that whatever else runs slows all of them; figures are medians over the rounds, and ratios medians of the ratios
+within a round. ``--busy N`` runs N other processes that only count, which stand for somebody else's work.
 """
 
 from __future__ import annotations

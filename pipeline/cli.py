@@ -430,7 +430,13 @@ def model(
     if len(names) != (2 if fetch else 1):
         raise InvalidInputError(f"one model, please: earthpress model MODEL, or earthpress model fetch ID; got {names}")
     rows = fetch_model(names[1]) if fetch else inspect_model(names[0], load(config, overrides=set_ or []))
-    _print_rows(rows, as_json=as_json, title=f"Model {names[-1]}")
+    if as_json:
+        _print_rows(rows, as_json=True, title="")
+        return
+    long = {label: value for label, value in rows if "\n" in str(value)}  # the table of windows needs the whole width
+    _print_rows(tuple(row for row in rows if row[0] not in long), as_json=False, title=f"Model {names[-1]}")
+    for label, value in long.items():
+        out.print(f"{label}: {value}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: earthpress doctor --json")

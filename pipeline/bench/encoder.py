@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import date
 from itertools import product
@@ -42,7 +43,7 @@ class Built:
     Attributes:
         run: A pass over the batch, without gradients and at the row's precision; (window, row, col, dim) float32.
         pixels: (window, time, band, row, col) float32 on the device, one per sensor.
-        kernel: Attention kernel.
+        kernel: Attention kernel, as numerics classes name it.
         held: Bytes of weights and pixels.
         build_s: Seconds it took to build.
         compile_s: Seconds of the first call, None where nothing is compiled.
@@ -64,6 +65,7 @@ def bench(
     seconds: float = 30.0,
     folder: Path,
     note: Callable[[str], None] = lambda _text: None,
+    lab: Lab | None = None,
 ) -> tuple[tuple[Case, Result], ...]:
     """Measure every case of a request that the device's table does not hold yet.
 
@@ -74,6 +76,7 @@ def bench(
         seconds: Time of a row after warming up; five passes at least.
         folder: Where the tables are.
         note: Called with a line of text before each row.
+        lab: What is known of the device; None: nothing yet.
 
     Returns:
         Every row of the request, measured now or before. A row that failed holds its error.
@@ -90,7 +93,7 @@ def bench(
     note(there(table, wanted, todo))
     if todo:
         devices.write_sidecar(files, devices.describe(place))
-    lab = Lab(place)
+    lab = lab or Lab(place)
     for number, case in enumerate(todo, start=1):
         note(f"{number}/{len(todo)} {case.label()}")
         table.append(case, attempt(case, lab, seconds=seconds, note=note))
@@ -155,14 +158,18 @@ class Lab:
     def __init__(self, device: torch.device) -> None:
         """Measure and load nothing yet."""
         self.device = device
-        self._peaks: dict[tuple[torch.dtype, int, int, int], float] = {}
+        self._known: set[tuple[torch.dtype, int, int, int]] = set()
+        self._peaks: dict[tuple[torch.dtype, int], float] = {}
         self._model: Checkpoint | None = None
 
     def peak(self, dtype: torch.dtype, *, width: int, tokens: int) -> float:
-        """Operations per second, see ``device.gemm_peak``; measured once with the torch threads of this moment."""
-        key = (dtype, width, tokens, torch.get_num_threads())
-        if key not in self._peaks:
-            self._peaks[key] = devices.gemm_peak(self.device, dtype, width=width, rows=tokens)
+        """Operations per second, see ``device.gemm_peak``: the best so far with the torch threads of this moment."""
+        threads = torch.get_num_threads()
+        key = (dtype, threads)
+        if (dtype, width, tokens, threads) not in self._known:
+            found = devices.gemm_peak(self.device, dtype, width=width, rows=tokens)
+            self._peaks[key] = max(found, self._peaks.get(key, 0.0))
+            self._known.add((dtype, width, tokens, threads))
         return self._peaks[key]
 
     def model(self, name: str) -> Checkpoint:
@@ -279,7 +286,7 @@ def build_encoder(
     return Built(
         run=call,
         pixels=pixels,
-        kernel=kernel,
+        kernel=attention.named(kernel),
         held=bytes_of(module) + sum(part.nbytes for part in pixels),
         build_s=build_s,
         compile_s=first_call(call, place) if case.compiled else None,
@@ -296,7 +303,8 @@ def kernel_of(case: Case, model: Checkpoint, place: torch.device) -> str:
     width = card.token_width // card.heads
     if case.attention == "auto":
         tokens = flops.tokens_per_window(card, case.grid, case.periods, sensors=case.sensor_names)
-        return attention.choose(place, dtype, heads=card.heads, head_dim=width, tokens=tokens, windows=case.batch)[0]
+        count = min(tokens, session.PROBE_TOKENS)
+        return attention.choose(place, dtype, heads=card.heads, head_dim=width, tokens=count, windows=case.batch)[0]
     have = attention.available(place, dtype, width)
     if case.attention not in have:
         raise DeviceError(f"attention kernel {case.attention} is not to be had for {dtype}, heads of {width}: {have}")
@@ -324,7 +332,8 @@ def first_call(call: Callable[[], object], place: torch.device) -> float:
     from torch._inductor import config  # noqa: PLC0415
 
     begin = time.perf_counter()
-    with config.patch(force_disable_caches=True):
+    with config.patch(force_disable_caches=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")  # it is what we want
         call()
         timing.synchronise(place)
     return time.perf_counter() - begin

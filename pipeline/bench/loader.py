@@ -12,18 +12,20 @@ import tempfile
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.bench import device as devices
 from pipeline.bench.table import Files, Table
-from pipeline.encode import checkpoint, session
+from pipeline.encode import checkpoint, session, workers
 from pipeline.errors import InvalidInputError
 from pipeline.plan import grid, planner
 from pipeline.read.rank import MemoryRanks
-from pipeline.read.tiles import read_stack
+from pipeline.read.tiles import IO_THREADS, read_stack
 from pipeline.run import prepare
 from pipeline.run.folder import access_of, settings_of
 from pipeline.run.local import READERS
@@ -32,6 +34,7 @@ from pipeline.run.tile import wanted_px
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.encode.session import WindowFields
     from pipeline.types import Plan, Stack, Task
 
 SAMPLE_SETTINGS = ("encode.patch_px=8", "store.tile_px=256")
@@ -49,8 +52,9 @@ class LoaderCase:
         plan: First characters of the plan's id.
         model: Name of the model.
         tiles: Tiles that were read, repeats included.
-        threads: Encoder threads (GPU: 1).
-        workers: Threads that read files.
+        threads: Encoders at once (GPU: 1).
+        processes: Whether they are processes, as in long runs.
+        readers: Threads that read files.
     """
 
     device: str
@@ -58,7 +62,8 @@ class LoaderCase:
     model: str
     tiles: int
     threads: int
-    workers: int
+    processes: bool
+    readers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +103,7 @@ class LoaderResult:
 def bench(
     output: str | None,
     *,
-    workers: tuple[int, ...] = (1, 4, 16),
+    readers: tuple[int, ...] = (1, 4, 16),
     tiles: int = 8,
     rounds: int = 3,
     threads: int = 0,
@@ -109,24 +114,24 @@ def bench(
 
     Args:
         output: Folder of a plan; None: the simulated sample, made in a temporary folder.
-        workers: Threads that read files.
+        readers: Threads that read files.
         tiles: Tiles of the plan, the first ones; fewer are read repeatedly.
         rounds: How often everything is measured; computing, reading and both take turns.
-        threads: Encoder threads on a CPU; 0: as a run.
+        threads: Encoders at once on a CPU; 0: as a run.
         folder: Where the table is; rows are added to it each time, for networks and disks change.
         note: Called with a line of text before each step.
 
     Returns:
-        A row per number of workers.
+        A row per number of reading threads.
 
     Raises:
         InvalidInputError: Numbers that are not positive, or no plan in the folder.
         DeviceError: The plan is for a device that is not here.
         OutputError: The table cannot be used.
     """
-    if not workers or min(*workers, tiles, rounds, 1) < 1 or threads < 0:
-        raise InvalidInputError(f"workers {workers}, tiles {tiles}, rounds {rounds}: want 1 or more of each")
-    options = {"workers": workers, "tiles": tiles, "rounds": rounds, "threads": threads, "folder": folder}
+    if not readers or min(*readers, tiles, rounds) < 1 or threads < 0:
+        raise InvalidInputError(f"readers {readers}, tiles {tiles}, rounds {rounds}: want 1 or more of each")
+    options = {"readers": readers, "tiles": tiles, "rounds": rounds, "threads": threads, "folder": folder}
     if output is not None:
         return _bench(planner.load_plan(output), note=note, **options)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as temporary:
@@ -137,7 +142,7 @@ def bench(
 def _bench(
     plan: Plan,
     *,
-    workers: tuple[int, ...],
+    readers: tuple[int, ...],
     tiles: int,
     rounds: int,
     threads: int,
@@ -149,28 +154,37 @@ def _bench(
     table = Table(files.csv("loader"), LoaderCase, LoaderResult)
     devices.write_sidecar(files, devices.describe(place))
     note("loading the encoder and reading the tiles once")
-    feed = Feed(plan, tiles=tiles, threads=threads)
-    seconds: dict[int, list[tuple[float, float, float]]] = {count: [] for count in workers}
-    for number in range(1, rounds + 1):
-        for count in workers:
-            note(f"round {number}/{rounds}, {count} reading threads")
-            fetch_s = clocked(lambda count=count: feed.fetch(count))  # type: ignore[misc]
-            compute_s, both_s = clocked(feed.compute), clocked(lambda count=count: feed.both(count))  # type: ignore[misc]
-            seconds[count].append((compute_s, fetch_s, both_s))
+    with Feed(plan, tiles=tiles, threads=threads) as feed:
+        seconds = _measure(feed, readers=readers, rounds=rounds, note=note)
     found = []
-    for count in workers:
+    for count in readers:
         case = LoaderCase(
             device=files.device,
             plan=plan.id[:12],
             model=plan.model.name,
             tiles=len(feed.tasks),
             threads=feed.threads,
-            workers=count,
+            processes=feed.processes,
+            readers=count,
         )
         result = rates(feed.tasks, read_bytes=feed.read_bytes, seconds=tuple(seconds[count]))
         table.append(case, result)
         found.append((case, result))
     return tuple(found)
+
+
+def _measure(
+    feed: Feed, *, readers: tuple[int, ...], rounds: int, note: Callable[[str], None]
+) -> dict[int, list[tuple[float, float, float]]]:
+    """(computing, reading, both) seconds of every round, by the number of reading threads."""
+    seconds: dict[int, list[tuple[float, float, float]]] = {count: [] for count in readers}
+    for number in range(1, rounds + 1):
+        for count in readers:
+            note(f"round {number}/{rounds}, {count} reading threads")
+            fetch_s = clocked(partial(feed.fetch, count))
+            compute_s = clocked(feed.compute)
+            seconds[count].append((compute_s, fetch_s, clocked(partial(feed.both, count))))
+    return seconds
 
 
 def clocked(call: Callable[[], None]) -> float:
@@ -219,58 +233,73 @@ def sample_plan(folder: Path) -> Plan:
 
 
 class Feed:
-    """The tiles of a plan, read once and kept, and the encoder that takes them."""
+    """The tiles of a plan, read once and kept, and the encoder that takes them; a context manager."""
 
     def __init__(self, plan: Plan, *, tiles: int, threads: int = 0) -> None:
-        """Load, warm up and read.
+        """Load the encoder, as threads or processes like a run, warm it up, and read.
 
         Args:
             plan: What to read and encode.
             tiles: How many of its tiles.
-            threads: Encoder threads; 0: as a run.
+            threads: Encoders at once on a CPU; 0: as a run.
 
         Raises:
             DeviceError: The plan is for a device that is not here.
         """
         first = plan.tasks[:tiles]
         self.tasks = tuple(islice(cycle(first), max(len(first), min(tiles, LEAST_READS))))
-        self.threads = threads or prepare.encoder_threads(settings_of(plan), device=plan.numerics.device)
         self._plan, self._access = plan, access_of(plan)
         self._scenes = {scene.id: scene for scene in plan.scenes}
-        self._session = session.Session(
-            checkpoint.load(plan.model.name, output=plan.model.output),
-            grid=plan.grid,
-            periods=plan.periods,
-            numerics=plan.numerics,
-            threads=self.threads,
-        )
-        self._session.warm_up()
-        self._stacks = {task.tile.id: stack for task, stack in self._stream(first, workers=16, stage=False)}
+        settings, kind = settings_of(plan), plan.numerics.device
+        self.threads = threads or prepare.encoder_threads(settings, device=kind)
+        core_s = plan.estimate.device_s
+        self.processes = workers.wanted(settings.run.encoders, device=kind, workers=self.threads, core_s=core_s)
+        self._held = ExitStack()
+        model = checkpoint.load(plan.model.name, output=plan.model.output)
+        given: dict[str, Any] = {"grid": plan.grid, "periods": plan.periods, "numerics": plan.numerics}
+        self._encoder: session.Session | workers.Workers
+        if self.processes:
+            self._encoder = self._held.enter_context(workers.Workers(model, processes=self.threads, **given))
+        else:
+            self._encoder = session.Session(model, threads=self.threads, **given)
+        try:
+            self._encoder.warm_up()
+            stacks = self._stream(first, readers=IO_THREADS, stage=False)
+            self._stacks = {task.tile.id: stack for task, stack in stacks}
+        except BaseException:
+            self._held.close()
+            raise
         self.read_bytes = sum(self._stacks[task.tile.id].bytes_read for task in self.tasks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     def compute(self) -> None:
         """Encode every tile from memory."""
         for task in self.tasks:
             self._encode(task, self._stacks[task.tile.id])
 
-    def fetch(self, workers: int) -> None:
+    def fetch(self, readers: int) -> None:
         """Read every tile and drop it."""
-        for _ in self._stream(self.tasks, workers=workers, stage=False):
+        for _ in self._stream(self.tasks, readers=readers, stage=False):
             pass
 
-    def both(self, workers: int) -> None:
+    def both(self, readers: int) -> None:
         """Encode tiles while the next ones are being read."""
-        for task, stack in self._stream(self.tasks, workers=workers, stage=True):
+        for task, stack in self._stream(self.tasks, readers=readers, stage=True):
             self._encode(task, stack)
 
-    def _encode(self, task: Task, stack: Stack) -> None:
-        self._session.encode(stack, grid.tile_windows(task.tile, task.blocks, self._plan.grid))
+    def _encode(self, task: Task, stack: Stack) -> WindowFields:
+        return self._encoder.encode(stack, grid.tile_windows(task.tile, task.blocks, self._plan.grid))
 
-    def _stream(self, tasks: tuple[Task, ...], *, workers: int, stage: bool) -> Iterator[tuple[Task, Stack]]:
+    def _stream(self, tasks: tuple[Task, ...], *, readers: int, stage: bool) -> Iterator[tuple[Task, Stack]]:
         """Tiles in order, read ahead by as many as a run holds."""
         ranks, queue = MemoryRanks(), deque(tasks)
         waiting: deque[tuple[Task, Future[Stack]]] = deque()
-        with ThreadPoolExecutor(workers) as io, ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(readers) as io, ThreadPoolExecutor(READERS) as ahead:
 
             def read(task: Task) -> Stack:
                 spec = self._plan.grid
@@ -284,12 +313,12 @@ class Feed:
                     pool=io,
                 )
                 if stage:
-                    self._session.stage(stack)
+                    self._encoder.stage(stack)
                 return stack
 
             while queue or waiting:
                 while queue and len(waiting) <= READERS:
                     task = queue.popleft()
-                    waiting.append((task, readers.submit(read, task)))
+                    waiting.append((task, ahead.submit(read, task)))
                 task, future = waiting.popleft()
                 yield task, future.result()

@@ -21,52 +21,58 @@ PUBLISHED = {"nano": (29_063, 0.086), "tiny": (10_887, 0.178), "base": (1_838, 0
 batch 512, bf16 compiled, on an H100 NVL: results/nvidia_h100_nvl.csv of github.com/calebrob6/throughput-bench. Its
 column ``macs_G`` counts two per multiply-add and leaves attention out; the shares here count it."""
 PUBLISHED_SHAPE = Shape(periods=1, window_px=128, patch_px=8)
+IDLE_CORES = 0.25
+"""Cores (GPU: share) kept busy by others from which a table says so."""
 
 
 def encoder_table(rows: Sequence[tuple[Case, Result]]) -> Table:
     """The rows of ``bench encoder``; failed ones say why."""
-    device = rows[0][0].device if rows else ""
-    table = Table(title=f"Encoder on {device}", title_justify="left")
-    for name in ("model", "shape", "precision", "batch", "images/s", "MPx/s", "tokens/s", "km2/s", "GFLOP/s"):
-        table.add_column(name, justify="left" if name in ("model", "shape", "precision") else "right")
-    for name in ("of GEMM peak", "peak MB", "compile s", "attention", "others busy", "note"):
-        table.add_column(name, justify="left" if name in ("attention", "note") else "right")
+    device, threads = (rows[0][0].device, rows[0][0].threads) if rows else ("", 1)
+    table = Table(title=f"Encoder on {device}, {threads} threads", title_justify="left", show_lines=True)
+    table.add_column("model, input")
+    for name in ("images/s", "MPx/s", "tokens/s", "km2/s", "GFLOP/s", "of peak", "MB", "compile s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("attention, notes")
     for case, r in rows:
+        rates = (r.images_per_s, r.mpx_per_s, r.tokens_per_s, r.km2_per_s, r.gflop_per_s)
         table.add_row(
-            *_case_cells(case),
-            number(r.images_per_s),
-            number(r.mpx_per_s),
-            number(r.tokens_per_s),
-            number(r.km2_per_s),
-            number(r.gflop_per_s),
+            "\n".join(_case_lines(case)),
+            *(number(rate) for rate in rates),
             share(r.share_of_gemm),
             number(r.peak_mb),
             number(r.compile_s),
-            f"{r.kernel} {share(r.attention_share)}".strip(),
-            number(r.others_busy),
-            r.error or published(case, r),
+            r.error or "\n".join(_notes(case, r)),
         )
     return table
+
+
+def _notes(case: Case, r: Result) -> list[str]:
+    """Kernel, its share of the work, who else was busy, and what others published."""
+    notes = [f"{r.kernel}, {share(r.attention_share)} of the work"]
+    if r.others_busy is not None and r.others_busy > IDLE_CORES:
+        notes.append(f"not idle: {r.others_busy:.2g} busy")
+    return [*notes, *filter(None, [published(case, r)])]
 
 
 def duel_table(rows: Sequence[tuple[DuelCase, DuelResult]]) -> Table:
     """The rows of ``bench encoder --vs-reference``."""
     table = Table(title="Beside olmoearth-pretrain-minimal, same weights, pixels and threads", title_justify="left")
-    for name in ("model", "shape", "ours", "batch", "reference", "ours images/s", "its images/s", "ratio", "quartiles"):
-        table.add_column(name, justify="left" if name in ("model", "shape", "ours", "reference") else "right")
-    for name in ("difference", "note"):
+    for name in ("model, input, ours", "reference"):
         table.add_column(name)
+    for name in ("ours images/s", "its images/s", "ratio", "quartiles", "difference"):
+        table.add_column(name, justify="right")
+    table.add_column("notes")
     for case, r in rows:
         quartiles = "" if r.ratio_low is None else f"{r.ratio_low:.2f}-{r.ratio_high:.2f} of {r.pairs}"
         table.add_row(
-            *_case_cells(case),
+            "\n".join(_case_lines(case)),
             f"{case.rival_precision}{' compiled' if case.rival_compiled else ''}",
             number(r.images_per_s),
             number(r.rival_images_per_s),
             "" if r.ratio is None else f"{r.ratio:.2f}x",
             quartiles,
             "" if r.difference is None else f"{r.difference:.1e}",
-            r.error,
+            r.error or r.kernel,
         )
     return table
 
@@ -74,13 +80,14 @@ def duel_table(rows: Sequence[tuple[DuelCase, DuelResult]]) -> Table:
 def loader_table(rows: Sequence[tuple[LoaderCase, LoaderResult]]) -> Table:
     """The rows of ``bench loader``."""
     case = rows[0][0]
-    title = f"{case.tiles} tiles, {case.model}, {case.threads} encoder threads, {case.device}"
+    kind = "processes" if case.processes else "threads"
+    title = f"{case.tiles} tiles, {case.model}, {case.threads} encoder {kind}, {case.device}"
     table = Table(title=title, title_justify="left")
     for name in ("reading threads", "", "tiles/s", "km2/s", "MB/s", "feeding loss"):
         table.add_column(name, justify="left" if not name else "right")
     for key, r in rows:
         loss = f"{r.feeding_loss:.1%}"
-        table.add_row(str(key.workers), "compute", number(r.compute_tiles_per_s), number(r.compute_km2_per_s), "", "")
+        table.add_row(str(key.readers), "compute", number(r.compute_tiles_per_s), number(r.compute_km2_per_s), "", "")
         fetch = (number(r.fetch_tiles_per_s), number(r.fetch_km2_per_s), number(r.fetch_mb_per_s))
         table.add_row("", "fetch", *fetch, "")
         table.add_row("", "end to end", number(r.tiles_per_s), number(r.km2_per_s), number(r.mb_per_s), loss)
@@ -98,8 +105,8 @@ def projection_tables(projections: Sequence[Projection]) -> tuple[Table, ...]:
         for name in ("factor", found.unit, "USD"):
             table.add_column(name, justify="right")
         for line in found.lines:
-            usd = "unknown" if line.usd is None else f"{line.usd:,.0f}"
-            table.add_row(line.what, f"x {line.factor:.3g}", f"{line.hours:,.0f}", usd)
+            usd = "unknown" if line.usd is None else number(line.usd)
+            table.add_row(line.what, f"x {line.factor:.3g}", number(line.hours), usd)
         tables.append(table)
     return tuple(tables)
 
@@ -135,13 +142,11 @@ def published(case: Case, result: Result) -> str:
     )
 
 
-def _case_cells(case: Case) -> tuple[str, str, str, str]:
+def _case_lines(case: Case) -> tuple[str, str]:
     shape = Shape(periods=case.periods, window_px=case.window_px, patch_px=case.patch_px)
     return (
-        f"{case.version} {case.size}",
-        str(shape),
-        f"{case.precision}{' compiled' if case.compiled else ''}",
-        str(case.batch),
+        f"{case.version} {case.size} {shape}",
+        f"{case.precision}{' compiled' if case.compiled else ''}, batch {case.batch}",
     )
 
 

@@ -1,7 +1,8 @@
 """Rows on disk: one CSV per device and kind of measurement, appended to and never rewritten.
 
 A row is written, flushed and synchronised as soon as it is measured, so an interrupted run keeps what it has; a line
-that a crash cut short is ignored. The key of a row is a frozen dataclass, its values are another; each field is a column.
+that a crash cut short is ignored. The key of a row is a frozen dataclass, its values are another; their fields are the
+columns.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class Child:
         try:
             code = self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            return f"encoder process {self.process.pid} closed its connection and goes on: it will be killed"
+            self.process.kill()
+            return f"encoder process {self.process.pid} closed its connection: killed"
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += (

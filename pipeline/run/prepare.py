@@ -35,7 +35,10 @@ ABSOLUTE = ("v1", "v1.1")
 """Versions whose positions are added to the tokens: vectors depend on the place in the window; no blending repairs
 that."""
 
+STRIPES = "warning: {version} adds positions to its tokens, so its vectors keep faint stripes of the window lattice"
 CALIBRATION_PERIODS = 3
+CALIBRATION_PX = 96
+"""Largest side of a calibration window: every simulated place holds at least one."""
 CALIBRATION_WINDOWS = 4
 """Windows per simulated place and axis at most: bounds the cost at patch 1."""
 PROBE_FLOPS = 40e9
@@ -167,6 +170,8 @@ def grid_of(settings: Settings, card: ModelCard, *, periods: int, tile_px: int) 
         token_px=encode.token_px(card.dims),
         stitch=stitch,
     )
+    if card.version in ABSOLUTE:
+        text = f"{text}\n{STRIPES.format(version=card.version)}".lstrip()
     return spec, text
 
 
@@ -237,7 +242,7 @@ def _sample_vectors(model: Checkpoint, *, patch_px: int) -> Iterator[NDArray[np.
     periods = tuple(
         Period(index=i, start=start + step * i, end=start + step * (i + 1)) for i in range(CALIBRATION_PERIODS)
     )
-    window = trained_side(model.card.version, CALIBRATION_PERIODS) * patch_px
+    window = min(trained_side(model.card.version, CALIBRATION_PERIODS), CALIBRATION_PX // patch_px) * patch_px
     spec = GridSpec(patch_px=patch_px, window_px=window, overlap_px=0, tile_px=256)
     encoder = Session(model, grid=spec, periods=periods, numerics=_plain_numerics(), threads=1)
     for stack in calibration_stacks(periods):

@@ -13,7 +13,7 @@ from pipeline.run.heads import fit_probe, map_store
 from pipeline.types import NODATA_CODE, Reason
 from tests.run.sampled import digest, part, request_of, run_request
 
-TOKENS = ("encode.resolution=token", "end=2024-05-31")
+TOKENS = ("encode.resolution=token",)
 SIDE_M = 80  # of a token: patch 8
 
 
@@ -30,7 +30,7 @@ def made(sample, small_bbox, tmp_path_factory):
 def fine(sample, small_bbox, tmp_path_factory):
     """The same ground in a store of 10 m pixels."""
     folder = tmp_path_factory.mktemp("pixels") / "out"
-    run_request(request_of(sample, folder, "end=2024-05-31", bbox=small_bbox))
+    run_request(request_of(sample, folder, bbox=small_bbox))
     return opened(folder)
 
 
