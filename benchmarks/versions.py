@@ -1,6 +1,6 @@
 """What the versions cost in our encoder: v1.2 against v1, and three patch embeddings on v1's band sets.
 
-    python benchmarks/versions.py [--seconds 30] [--sizes nano,tiny,base] [--precision fp32] [--compile] [--device cpu]
+    python benchmarks/versions.py [--seconds 10] [--sizes nano,tiny] [--precision fp32] [--compile] [--device cpu]
 
 Every pair runs in one process, pass after pass, each at the batch that a run would choose; ratios are per image.
 
@@ -39,8 +39,8 @@ SHAPES = "T1x128/8,T12x64/8"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30.0, help="time per pair")
-    parser.add_argument("--sizes", default="nano,tiny,base")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time per pair")
+    parser.add_argument("--sizes", default="nano,tiny")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or autocast")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--shapes", default=SHAPES)

@@ -22,6 +22,7 @@ import psutil
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from pipeline.bench.rows import IDLE_CORES
 from pipeline.bench.timing import synchronise, timed
 from pipeline.encode import session
 from pipeline.errors import DeviceError, OutputError
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from pipeline.bench.table import Files
 
-IDLE_CORES = 0.25
-"""Cores that other processes may keep busy on a CPU that counts as idle: background services use a few per cent."""
 IDLE_GPU = 0.05
 """Share of the time that a GPU may work for others and still count as idle."""
 SQUARE = {"cpu": 2048, "cuda": 8192}

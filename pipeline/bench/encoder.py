@@ -215,9 +215,14 @@ def attempt(
 
 
 def reason(err: BaseException) -> str:
-    """An error in one short line: the first line of torch's long ones says what happened."""
+    r"""An error in one short line: the first of torch's long ones, and the next where the first only announces it.
+
+    >>> reason(RuntimeError("backend='inductor' raised:\nSyntaxError: x\n\nmore"))
+    "RuntimeError: backend='inductor' raised: SyntaxError: x"
+    """
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return f"{type(err).__name__}: {lines[0] if lines else ''}"[:300]
+    count = 2 if lines and lines[0].endswith(":") else 1
+    return f"{type(err).__name__}: {' '.join(lines[:count])}"[:300]
 
 
 def _measure(case: Case, built: Built, model: Checkpoint, *, lab: Lab, seconds: float) -> dict[str, object]:

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from pipeline.types import ModelCard
 
 PRECISIONS = ("fp32", "fp16", "bf16", "autocast")
-"""``fp16`` and ``bf16`` cast weights and products; ``autocast`` keeps float32 weights, torch casts each product."""
+"""``fp16`` and ``bf16`` cast weights and products; ``autocast`` keeps float32 weights, torch casts each product.
+``fp32`` on GPUs is without TF32, torch's default."""
 COMPILE = {"on": (True,), "off": (False,), "both": (False, True)}
 S2 = "sentinel2_l2a"
+IDLE_CORES = 0.25
+"""Cores that other processes may keep busy on a CPU that counts as idle: background services use a few per cent."""
 TOY = "toy"
 """A size that was never released, for tests."""
 _SHAPE = re.compile(r"T(?P<periods>\d+)x(?P<window>\d+)/(?P<patch>\d+)")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipeline.bench.rows import Shape
+from pipeline.bench.rows import IDLE_CORES, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,14 +21,13 @@ PUBLISHED = {"nano": (29_063, 0.086), "tiny": (10_887, 0.178), "base": (1_838, 0
 batch 512, bf16 compiled, on an H100 NVL: results/nvidia_h100_nvl.csv of github.com/calebrob6/throughput-bench. Its
 column ``macs_G`` counts two per multiply-add and leaves attention out; the shares here count it."""
 PUBLISHED_SHAPE = Shape(periods=1, window_px=128, patch_px=8)
-IDLE_CORES = 0.25
-"""Cores (GPU: share) kept busy by others from which a table says so."""
 
 
 def encoder_table(rows: Sequence[tuple[Case, Result]]) -> Table:
     """The rows of ``bench encoder``; failed ones say why."""
     device, threads = (rows[0][0].device, rows[0][0].threads) if rows else ("", 1)
-    table = Table(title=f"Encoder on {device}, {threads} threads", title_justify="left", show_lines=True)
+    plural = "s" if threads > 1 else ""
+    table = Table(title=f"Encoder on {device}, {threads} thread{plural}", title_justify="left", show_lines=True)
     table.add_column("model, input")
     for name in ("images/s", "MPx/s", "tokens/s", "km2/s", "GFLOP/s", "of peak", "MB", "compile s"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.encode.gate import GateReport
     from pipeline.encode.session import Session
+    from pipeline.encode.shared import Shared
     from pipeline.types import Stack
 
     Request = tuple[str, tuple[Any, ...], tuple[int, ...]]
@@ -98,6 +99,10 @@ class Child:
         """
         self._asked, self.about = True, about
         self._send(name, arguments, fds)
+
+    def build(self, parts: Shared) -> None:
+        """Have it open its session; nothing else is asked before that is answered."""
+        self.ask("build", fds=(parts.fd,))
 
     def piece(self, tile: int, shape: tuple[int, ...], members: Members, *, fds: tuple[int, int]) -> None:
         """Ask for some windows of a tile; the first time, with the tile's memory."""

@@ -49,6 +49,8 @@ IN_FLIGHT = 2
 PROBE_TOKENS = 4096
 """Tokens per window, at most, with which attention kernels are compared: the ratio of two kernels was the same at 1024
 and at 3072 (AVX2), while the time grows with the square."""
+MAX_GRAPHS = 256
+"""Compiled graphs of one process: a session has four (run and gate, with and without missing tokens)."""
 GRAPH_WIDTH = 384
 """Models up to this width run as CUDA graphs: their kernels are shorter than the time it takes to launch them."""
 
@@ -415,6 +417,9 @@ class Session:
 
     def _compiled(self, encoder: Encoder) -> Callable[..., torch.Tensor]:
         """One static graph. Never autotuned: that picks kernels by timing, so two processes could differ in bytes."""
+        limits = torch._dynamo.config  # noqa: SLF001 - no public name
+        # torch counts graphs by line of code, and every Encoder of a process, of whatever shape, is the same lines
+        limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
         if self._device.type == "cuda":
             mode = "reduce-overhead" if self._checkpoint.config.dims <= GRAPH_WIDTH else None
             return torch.compile(encoder, dynamic=False, fullgraph=True, mode=mode)

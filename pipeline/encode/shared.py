@@ -46,22 +46,20 @@ class Shared:
             fd: From another process's ``Shared``, or the one behind ``create``.
             private: What is written here stays here; what others have written is seen.
         """
-        self.fd, self.nbytes = fd, os.fstat(fd).st_size
+        self.nbytes = os.fstat(fd).st_size
         self._map = mmap.mmap(fd, self.nbytes, access=mmap.ACCESS_COPY if private else mmap.ACCESS_WRITE)
+        self.fd = fd  # last: it is the caller's until all went well
 
     @classmethod
     def create(cls, nbytes: int) -> Shared:
         """Get new memory, all zero.
 
         Raises:
-            TransientError: There is not that much.
+            TransientError: The system refuses to map that much.
         """
         fd = _anonymous()
         try:
-            if hasattr(os, "posix_fallocate"):  # now, not by a SIGBUS when a page is first written
-                os.posix_fallocate(fd, 0, max(1, nbytes))
-            else:
-                os.ftruncate(fd, max(1, nbytes))
+            os.ftruncate(fd, max(1, nbytes))  # pages come with their first write
             return cls(fd)
         except OSError as err:
             os.close(fd)
@@ -94,7 +92,7 @@ def pack(value: object) -> Shared:
     """Pickle ``value`` into new memory, its arrays and tensors as plain bytes.
 
     Raises:
-        TransientError: There is not enough memory.
+        TransientError: As ``Shared.create``.
     """
     stream = io.BytesIO()
     packer = _Packer(stream)

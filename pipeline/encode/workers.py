@@ -30,7 +30,7 @@ from pipeline.encode.olmoearth import Encoder, Head
 from pipeline.encode.patch import token_grid
 from pipeline.encode.session import SENSOR, Session, WindowFields
 from pipeline.encode.shared import Shared, pack
-from pipeline.errors import ConfigError, EarthpressError, TransientError
+from pipeline.errors import ConfigError, EarthpressError, InvalidInputError, TransientError
 from pipeline.types import PIXEL_M, Box, GridSpec, ModelCard, Numerics, Period, Stack
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Workers:
         self._busy_s, self._tile = 0.0, 0
         self._staged: tuple[tuple[Stack, ...], Shared] | None = None
         self._children: list[Child] = []
+        self._parts: Shared | None = None
         try:
             self._children.extend(Child() for _ in range(max(1, processes)))
             arguments: dict[str, Any] = {"grid": grid, "periods": periods, "numerics": numerics, "sensors": sensors}
@@ -154,7 +155,7 @@ class Workers:
             self._dims, self._head = encoder.field_dims, Head(checkpoint).eval()
             self._parts = pack((encoder, replace(checkpoint, tensors=dict(checkpoint.tensors)), arguments))
             for child in self._children:
-                child.ask("build", fds=(self._parts.fd,))
+                child.build(self._parts)
         except BaseException:
             self.close()
             raise
@@ -168,6 +169,7 @@ class Workers:
     def close(self) -> None:
         """End the processes, also in the middle of their work; nothing happens the second time."""
         children, self._children = self._children, []
+        self._parts = self._staged = None
         for child in children:
             child.connection.close()  # all of them, before the first is waited for
         stop = time.monotonic() + STOP_S
@@ -322,13 +324,19 @@ class Workers:
         return found
 
     def _revive(self) -> None:
-        """Replace the processes that ended."""
+        """Replace the processes that ended.
+
+        Raises:
+            InvalidInputError: They were closed.
+        """
+        if self._parts is None:
+            raise InvalidInputError("these encoder processes are closed: make new ones")
         for place, child in enumerate(self._children):
             if child.lost():
                 log.warning("%s; starting another", self._obituary(child))
                 child.end()
                 self._children[place] = Child()
-                self._children[place].ask("build", fds=(self._parts.fd,))
+                self._children[place].build(self._parts)
 
     def _obituary(self, child: Child) -> str:
         return child.obituary(bytes_per_worker(self._card, compiled=self._numerics.compiled))

@@ -167,6 +167,7 @@ def test_the_published_row_stands_beside_ours():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 def test_a_compiled_row_has_the_seconds_it_took_to_compile(lab):
     row = encoder.attempt(first_case(compiled="on", batch=1), lab, seconds=0.05)
     assert row.error == ""

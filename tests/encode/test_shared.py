@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from pipeline.errors import TransientError
 from pipeline.types import Box
 
 BOX = Box(zone=32, res_m=10, row=-320, col=640, height=64, width=64)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.bool_, np.int64])
@@ -64,14 +69,14 @@ def test_both_mappings_see_a_write_unless_it_is_private():
 
 
 def test_views_outlive_the_descriptor_and_descriptors_do_not_pile_up():
-    before = len(os.listdir("/dev/fd"))
+    before = open_files()
     view = Shared.create(64).array((16,), np.float32)
     view[...] = 3
     np.testing.assert_array_equal(view, np.full(16, 3, np.float32))
     del view
-    assert len(os.listdir("/dev/fd")) == before
+    assert open_files() == before
 
 
-def test_memory_that_is_not_there_is_an_error_and_not_a_signal():
+def test_memory_that_cannot_be_mapped_is_an_error_of_ours():
     with pytest.raises(TransientError, match="MB of shared memory"):
         Shared.create(1 << 62)
