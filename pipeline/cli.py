@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import api
+from pipeline.bench.cli import bench_app
 from pipeline.config import Settings, load
 from pipeline.errors import EarthpressError, InvalidInputError, StoppedError
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 probe_app = typer.Typer(help="Fit a linear classifier on a store's embeddings.", no_args_is_help=True)
 app.add_typer(probe_app, name="probe")
+app.add_typer(bench_app, name="bench")
 
 out = Console()
 err = Console(stderr=True)
