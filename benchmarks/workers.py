@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", type=int, default=0, help="other busy processes")
+    parser.add_argument("--openmp", action="store_true", help="with what torch does when it is left alone; slow")
     parser.add_argument("--attention", default="auto")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -83,10 +84,11 @@ def main() -> None:
 
         calls = {
             "1 thread": lambda: one.encode(stack, origins),
-            f"OpenMP, {cores}": openmp,
             f"{cores} threads": lambda: many.encode(stack, origins),
             f"{cores} processes": lambda: workers.encode(stack, origins),
         }
+        if args.openmp:
+            calls[f"OpenMP, {cores}"] = openmp
         with others(args.busy):
             seconds, same = measure(calls, args.rounds)
     first = next(iter(seconds))

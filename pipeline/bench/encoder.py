@@ -279,7 +279,7 @@ def build_encoder(
     )
     module = alter(encoder.eval()).to(place)
     pixels = pixels_of(case, model, place)
-    run = compiled(module, place, width=model.config.dims) if case.compiled else module
+    run = session.compiled(module, place, width=model.config.dims) if case.compiled else module
 
     def call() -> torch.Tensor:
         with torch.inference_mode(), casting(place, dtype if cast else None):
@@ -322,14 +322,6 @@ def pixels_of(case: Case, model: Checkpoint, place: torch.device) -> tuple[torch
     side = case.window_px
     shapes = ((case.batch, case.periods, len(model.config.bands(name)), side, side) for name in case.sensor_names)
     return tuple((torch.randn(shape, generator=generator) * 0.2 + 0.4).to(place) for shape in shapes)
-
-
-def compiled(module: torch.nn.Module, place: torch.device, *, width: int) -> Callable[..., torch.Tensor]:
-    """torch.compile as a run does it, see ``session.Session``."""
-    if place.type == "cuda":
-        mode = "reduce-overhead" if width <= session.GRAPH_WIDTH else None
-        return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
-    return torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})
 
 
 def first_call(call: Callable[[], object], place: torch.device) -> float:

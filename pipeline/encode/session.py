@@ -230,6 +230,24 @@ def _settle_compile(asked: str, device: str) -> bool:
     return asked == "on"
 
 
+def compiled(module: torch.nn.Module, device: torch.device, *, width: int) -> Callable[..., torch.Tensor]:
+    """One static graph of an encoder. Never autotuned: that picks kernels by timing, so runs could differ in bytes.
+
+    Args:
+        module: An ``Encoder`` on its device.
+        device: Where it runs.
+        width: Of its tokens.
+    """
+    limits = torch._dynamo.config  # noqa: SLF001 - no public name
+    # torch counts graphs by line of code, and every Encoder of a process, of whatever shape, is the same lines
+    limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
+    if device.type == "cuda":
+        mode = "reduce-overhead" if width <= GRAPH_WIDTH else None
+        return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
+    # freezing turns weights into constants that are packed once for the CPU's matrix kernels
+    return torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})
+
+
 class Session:
     """One model on one device for one window lattice, time axis and set of sensors.
 
@@ -416,15 +434,7 @@ class Session:
         return (self._compiled(encoder) if numerics.compiled else encoder), encoder.field_dims
 
     def _compiled(self, encoder: Encoder) -> Callable[..., torch.Tensor]:
-        """One static graph. Never autotuned: that picks kernels by timing, so two processes could differ in bytes."""
-        limits = torch._dynamo.config  # noqa: SLF001 - no public name
-        # torch counts graphs by line of code, and every Encoder of a process, of whatever shape, is the same lines
-        limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
-        if self._device.type == "cuda":
-            mode = "reduce-overhead" if self._checkpoint.config.dims <= GRAPH_WIDTH else None
-            return torch.compile(encoder, dynamic=False, fullgraph=True, mode=mode)
-        # freezing turns weights into constants that are packed once for the CPU's matrix kernels
-        return torch.compile(encoder, dynamic=False, fullgraph=True, options={"freezing": True})
+        return compiled(encoder, self._device, width=self._checkpoint.config.dims)
 
     def _batches(
         self, resident: assemble.Resident, origins: Sequence[tuple[int, int]], valid: NDArray[np.bool_]
