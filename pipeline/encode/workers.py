@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MIN_WORKERS = 8
+"""``auto`` keeps to single-threaded threads of one process below this many encoders. Measured on two cores (nano, patch 4
+and 8): threads 1.89-1.94 times one thread, processes 1.76-1.82; beside a busy process 1.31-1.36 and 1.16-1.21. But one
+thread then assembles windows for all of them, 5-6 % of nano's time, which a dozen encoders would use up; that many cores
+were not to be had for measuring."""
 MIN_CORE_S = 60.0
 """``auto`` starts processes for at least this much work per core: they cost seconds of start-up."""
 WORKER_BYTES = 200_000_000
@@ -65,7 +70,7 @@ def wanted(asked: str, *, device: str, workers: int, core_s: float) -> bool:
     """
     if device != "cpu" or asked == "threads":
         return False
-    return asked == "processes" or (workers > 1 and core_s > MIN_CORE_S * workers)
+    return asked == "processes" or (workers >= MIN_WORKERS and core_s > MIN_CORE_S * workers)
 
 
 def bytes_per_worker(card: ModelCard, *, compiled: bool = False) -> int:

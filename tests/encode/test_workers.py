@@ -233,16 +233,17 @@ def test_pieces_start_large_and_end_with_single_batches(workers):
 @pytest.mark.parametrize(
     ("asked", "device", "workers", "core_s", "want"),
     [
-        ("auto", "cpu", 4, 1000.0, True),
-        ("auto", "cpu", 4, 100.0, False),
+        ("auto", "cpu", 8, 1000.0, True),
+        ("auto", "cpu", 8, 100.0, False),
+        ("auto", "cpu", 2, 1000.0, False),
         ("auto", "cpu", 1, 1000.0, False),
-        ("auto", "cuda", 4, 1000.0, False),
+        ("auto", "cuda", 8, 1000.0, False),
         ("processes", "cpu", 1, 0.0, True),
         ("processes", "cuda", 4, 1000.0, False),
         ("threads", "cpu", 4, 1000.0, False),
     ],
 )
-def test_processes_are_chosen_for_runs_of_minutes_on_several_cores(asked, device, workers, core_s, want):
+def test_processes_are_chosen_for_runs_of_minutes_on_many_cores(asked, device, workers, core_s, want):
     assert wanted(asked, device=device, workers=workers, core_s=core_s) is want
 
 
