@@ -1,9 +1,9 @@
 """One tile by threads of one process and by single-threaded processes: wall seconds, alone and beside busy processes.
 
-    python benchmarks/workers.py [--model random:v1.2-nano:0] [--patch 8] [--windows 60] [--rounds 5] [--busy 1]
+    python benchmarks/workers.py [--model random:v1.2-nano:0] [--patch 8] [--tile 512] [--rounds 5] [--busy 1]
 
-The tile is 512 px with 12 periods and 64 px windows at half overlap; ``--windows`` takes the first of them. "OpenMP" is
-what torch does when it is left alone: one encoder, whose operations are split over the cores. The variants take turns,
+The tile has 12 periods and 64 px windows that overlap by 16 px; laying its pixels into shared memory counts. "OpenMP"
+is what torch does when it is left alone: one encoder, whose operations are split over the cores. Variants take turns,
 so that whatever else runs slows all of them; figures are medians over the rounds, and ratios medians of the ratios
 within a round. ``--busy N`` runs N other processes that only count, which stand for somebody else's work.
 """
@@ -39,28 +39,26 @@ if TYPE_CHECKING:
 
     from pipeline.encode.session import WindowFields
 
-TILE = Tile(zone=31, row=-1100, col=97, tile_px=512)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random:v1.2-nano:0")
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--periods", type=int, default=12)
-    parser.add_argument("--windows", type=int, default=60)
+    parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", type=int, default=0, help="other busy processes")
     parser.add_argument("--openmp", action="store_true", help="with what torch does when it is left alone; slow")
     parser.add_argument("--attention", default="auto")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    spec = GridSpec(patch_px=args.patch, window_px=64, overlap_px=32, tile_px=512)
+    spec = GridSpec(patch_px=args.patch, window_px=64, overlap_px=16, tile_px=args.tile)
+    tile = Tile(zone=31, row=-1100, col=97, tile_px=args.tile)
     model = checkpoint.load(args.model)
     settings = EncodeSettings(device="cpu", attention=args.attention)
     numerics = session.settle(settings, card=model.card, grid=spec, periods=args.periods)
-    origins = lattice.tile_windows(TILE, tuple(block_grid(TILE)), spec)
-    stack = make_stack(lattice.read_box(TILE, origins, spec), count=args.periods)
-    origins = origins[: args.windows]
+    origins = lattice.tile_windows(tile, tuple(block_grid(tile)), spec)
+    stack = make_stack(lattice.read_box(tile, origins, spec), count=args.periods)
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, torch {numerics.torch}, {cores} cores, {numerics.device_name}, "
         f"{numerics.dtype}, attention {numerics.attention}: {args.model}, 64/{args.patch} px, T {args.periods}, batch "

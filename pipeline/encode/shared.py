@@ -77,6 +77,12 @@ class Shared:
             return torch.zeros(shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
 
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes from ``offset`` on; through the descriptor, which is twice as fast as through new pages."""
+        while data.nbytes:
+            count = os.pwrite(self.fd, data, offset)
+            data, offset = data[count:], offset + count
+
     def close(self) -> None:
         """Close the descriptor; views stay, and the memory goes with the last of them, here and elsewhere."""
         if self.fd >= 0:
@@ -101,14 +107,9 @@ def pack(value: object) -> Shared:
     begin = packer.nbytes
     memory = Shared.create(begin + len(text) + _END)
     for offset, part in packer.parts:
-        if isinstance(part, np.ndarray):
-            memory.array(part.shape, part.dtype, offset)[...] = part
-        else:
-            memory.tensor(tuple(part.shape), part.dtype, offset).copy_(part)
-    memory.array((len(text),), np.uint8, begin)[...] = np.frombuffer(text, np.uint8)
-    memory.array((_END,), np.uint8, begin + len(text))[...] = np.frombuffer(
-        begin.to_bytes(_END, sys.byteorder), np.uint8
-    )
+        memory.write(_raw(part), offset)
+    memory.write(text, begin)
+    memory.write(memoryview(begin.to_bytes(_END, sys.byteorder)), begin + len(text))
     return memory
 
 
@@ -129,6 +130,13 @@ def _anonymous() -> int:
     fd, name = tempfile.mkstemp(prefix="earthpress-")
     os.unlink(name)  # noqa: PTH108 - beside the descriptor
     return fd
+
+
+def _raw(part: NDArray[Any] | torch.Tensor) -> memoryview:
+    """The bytes of an array in the order of its axes."""
+    if isinstance(part, np.ndarray):
+        return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+    return part.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class _Packer(pickle.Pickler):

@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from itertools import chain, groupby
 from multiprocessing import connection
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -46,12 +47,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_WORKERS = 8
-"""``auto`` keeps to single-threaded threads of one process below this many encoders. Measured on two cores (nano, patch 4
-and 8): threads 1.89-1.94 times one thread, processes 1.76-1.82; beside a busy process 1.31-1.36 and 1.16-1.21. But one
-thread then assembles windows for all of them, 5-6 % of nano's time, which a dozen encoders would use up; that many cores
-were not to be had for measuring."""
+"""``auto`` keeps to single-threaded threads of one process below this many encoders. Measured on two cores (nano,
+patch 4 and 8): threads 1.89-1.94 times one thread, processes 1.76-1.82; beside a busy process 1.31-1.36 and
+1.16-1.21. But one thread then assembles windows for all of them, 5-6 % of nano's time, which a dozen encoders would
+use up; that many cores were not to be had for measuring."""
 MIN_CORE_S = 60.0
 """``auto`` starts processes for at least this much work per core: they cost seconds of start-up."""
+AHEAD = 2
+"""Tiles that may be staged: as many as are read at once."""
 WORKER_BYTES = 200_000_000
 """Measured (torch 2.13, v1.2 nano to v1.3 base): 157-169 MB private to a process that has run its gate and a tile. Its
 resident memory is 260 MB and the weights more, which all processes share."""
@@ -150,7 +153,8 @@ class Workers:
         self._grid, self._numerics, self._card, self._share = grid, numerics, checkpoint.card, share
         self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
         self._busy_s, self._tile = 0.0, 0
-        self._staged: tuple[tuple[Stack, ...], Shared] | None = None
+        self._staged: dict[int, tuple[tuple[Stack, ...], Shared]] = {}
+        self._lock = Lock()
         self._children: list[Child] = []
         self._parts: Shared | None = None
         try:
@@ -174,7 +178,8 @@ class Workers:
     def close(self) -> None:
         """End the processes, also in the middle of their work; nothing happens the second time."""
         children, self._children = self._children, []
-        self._parts = self._staged = None
+        self._parts = None
+        self._staged.clear()
         for child in children:
             child.connection.close()  # all of them, before the first is waited for
         stop = time.monotonic() + STOP_S
@@ -233,10 +238,14 @@ class Workers:
     def stage(self, stacks: Stack | Sequence[Stack]) -> None:
         """Lay the next tile's pixels into shared memory; for the thread that has read it.
 
-        ``encode`` must be called with the same stacks.
+        ``encode`` must be called with the same stacks; tiles that failed are forgotten when others come.
         """
         given = (stacks,) if isinstance(stacks, Stack) else tuple(stacks)
-        self._staged = (given, pack(given))  # one tile ahead; an older one that failed is dropped
+        packed = pack(given)
+        with self._lock:
+            self._staged[id(given[0])] = (given, packed)  # which keeps the stack, and therefore its id
+            for old in tuple(self._staged)[:-AHEAD]:
+                del self._staged[old]
 
     def encode(self, stacks: Stack | Sequence[Stack], origins: Sequence[tuple[int, int]]) -> WindowFields:
         """Encode the windows of a tile; arguments and result as ``Session.encode``.
@@ -263,12 +272,10 @@ class Workers:
 
     def _pixels(self, stacks: tuple[Stack, ...]) -> Shared:
         """Packed stacks: those that were staged, if they are the same."""
-        staged, self._staged = self._staged, None
-        if staged is not None and len(staged[0]) == len(stacks):
-            same = all(ours is theirs for ours, theirs in zip(staged[0], stacks, strict=True))
-            if same:
-                return staged[1]
-        return pack(stacks)
+        with self._lock:
+            given, packed = self._staged.pop(id(stacks[0]), ((), None))
+        same = len(given) == len(stacks) and all(a is b for a, b in zip(given, stacks, strict=True))
+        return packed if same and packed is not None else pack(stacks)
 
     def _batches(self, stacks: tuple[Stack, ...], origins: Sequence[tuple[int, int]]) -> tuple[Members, ...]:
         """The windows in the batches that a plain session makes of them: (index, row, col) each."""

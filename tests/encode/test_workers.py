@@ -24,7 +24,7 @@ from pipeline.config import EncodeSettings
 from pipeline.encode import assemble, checkpoint, session
 from pipeline.encode.child import portable
 from pipeline.encode.gate import FLOAT32_LIMIT
-from pipeline.encode.workers import Workers, batched, bytes_per_worker, guided, kinds, wanted
+from pipeline.encode.workers import AHEAD, Workers, batched, bytes_per_worker, guided, kinds, wanted
 from pipeline.errors import ConfigError, DataError, InvalidInputError, StoppedError, TransientError
 from pipeline.types import Box, GridSpec, Layer, Numerics, Stack
 
@@ -175,14 +175,20 @@ def test_a_result_outlives_the_next_tile(workers, stack, plain):
     assert same(first, plain)
 
 
-def test_a_tile_that_was_staged_is_the_one_that_is_encoded(workers, stack, plain):
+def test_tiles_that_were_staged_are_the_ones_that_are_encoded(workers, stack, plain):
     other = make_stack(BOX, count=2)
     workers.stage(stack)
+    workers.stage(other)
     assert same(workers.encode(stack, ORIGINS), plain)
-    workers.stage(other)
-    assert same(workers.encode(stack, ORIGINS), plain)  # not the one that was staged
-    workers.stage(other)
     assert not same(workers.encode(other, ORIGINS), plain)
+    assert same(workers.encode(stack, ORIGINS), plain)  # which is not staged any more
+
+
+def test_tiles_that_are_staged_and_not_asked_for_are_forgotten(workers, stack):
+    before = open_files()
+    for _ in range(5):
+        workers.stage(make_stack(BOX, count=2))
+    assert open_files() <= before + 2 * AHEAD  # a descriptor and a mapping each
 
 
 def test_the_gate_passes_in_a_process(workers):
