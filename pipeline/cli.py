@@ -57,7 +57,7 @@ SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 OUTPUT = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of everything written.")]
 MODEL = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="Folder with config.json and weights.pth, or random:v1.2-nano:0."),
+    typer.Option("--model", metavar="MODEL", help="Folder, weights file, Hugging Face id or random:v1.2-nano:0."),
 ]
 CATALOG = Annotated[
     str | None,
@@ -429,6 +429,8 @@ def model(
     from pipeline.run.inspect import fetch_model, inspect_model  # noqa: PLC0415
 
     fetch = names[0] == "fetch"
+    if fetch and (config or set_):
+        raise InvalidInputError("'model fetch' only fetches: --config and --set mean nothing to it")
     if len(names) != (2 if fetch else 1):
         raise InvalidInputError(f"one model, please: earthpress model MODEL, or earthpress model fetch ID; got {names}")
     rows = fetch_model(names[1]) if fetch else inspect_model(names[0], load(config, overrides=set_ or []))

@@ -169,7 +169,7 @@ class Settings(_Section):
     start: date | None = None
     end: date | None = Field(None, description="Exclusive end.")
     output: str | None = None
-    model: str | None = Field(None, description="Folder with config.json and weights.pth, or random:v1.2-nano:SEED.")
+    model: str | None = Field(None, description="Folder, weights file, Hugging Face id or random:v1.2-nano:SEED.")
     inputs: InputSettings = InputSettings()
     encode: EncodeSettings = EncodeSettings()
     store: StoreSettings = StoreSettings()

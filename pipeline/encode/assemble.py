@@ -75,11 +75,8 @@ class Resident:
         self._held: dict[int, torch.Tensor] = {}
         self._ready: torch.cuda.Event | None = None
 
-    def stage(self) -> None:
-        """Begin to upload everything, without waiting and beside whatever the device is doing."""
-        if self.device.type == "cpu":
-            return
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+    def stage(self, stream: torch.cuda.Stream) -> None:
+        """Begin to upload everything on a stream, without waiting and beside whatever the device is doing."""
         with torch.cuda.stream(stream):
             for stack in self.stacks:
                 for layer in stack.layers:

@@ -257,7 +257,7 @@ struct Exponential {
         p = p * f + p1;
         p = p * f + 1.0f;
         const Words bits = (Words)p + ((Words)shifted << 23);
-        return x > floor ? (Floats)bits : Floats{};
+        return x <= floor ? Floats{} : (Floats)bits;  // NaN stays NaN, so that a broken key shows
     }
 };
 

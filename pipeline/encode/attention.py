@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from pipeline.encode import kernel, native, rope
+from pipeline.encode import kernel, rope
 from pipeline.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -142,25 +142,21 @@ def cross(
 def available(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
     """Back ends that a device should run, the preferred one first; ``own`` only if this process could make it.
 
-    On CPUs ``flash`` is what ``sdpa`` chooses anyway; on GPUs a shape or a mask may still rule one out.
+    On CPUs ``flash`` is what ``sdpa`` chooses anyway, and ``flex`` is left out: torch 2.13's template for CPUs reads
+    past its inputs when the tokens do not fill a block (216 tokens: errors up to 0.15, seen), besides being slower
+    (0.3-0.9 of SDPA's speed). On GPUs a shape or a mask may still rule one out.
     """
     if torch.device(device).type == "cpu":
         own = ("own",) if kernel.fits(dtype, head_dim) and use_own() else ()
-        flex = ("flex",) if native.has_compiler() else ()
-        return (*own, "sdpa", *flex, "math")
+        return (*own, "sdpa", "math")
     if dtype == torch.float32:  # flash and cuDNN have no float32
         return ("sdpa", "efficient", "flex", "math")
     return ("sdpa", "cudnn", "flash", "efficient", "flex", "math")
 
 
 def _measured(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
-    """Back ends worth measuring.
-
-    Not ``math``, which writes the whole matrix of scores to memory, nor on CPUs ``flex``, which reached 0.3-0.9 of
-    SDPA's speed (torch 2.13, one thread, float32 and bfloat16, head widths 16 and 64) and compiles for seconds.
-    """
-    out = {"math", "flex"} if torch.device(device).type == "cpu" else {"math"}
-    return tuple(kind for kind in available(device, dtype, head_dim) if kind not in out)
+    """Back ends worth measuring: not ``math``, which writes the whole matrix of scores to memory."""
+    return tuple(kind for kind in available(device, dtype, head_dim) if kind != "math")
 
 
 def choose(
@@ -272,6 +268,8 @@ def _standard(
 
 def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
     """FlexAttention, compiled here unless a graph around it is being compiled; keys are masked per score."""
+    if q.device.type == "cpu":
+        raise DeviceError("FlexAttention on CPUs reads past its inputs (torch 2.13): use own or sdpa")
     run = cast("Callable[..., torch.Tensor]", flex_attention) if torch.compiler.is_compiling() else _compiled_flex()
     if visible is None:
         return run(q, k, v)

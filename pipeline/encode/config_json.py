@@ -106,7 +106,13 @@ def derive(state: State) -> EncoderConfig:
 def _build(encoder: Mapping[str, Any], state: State, *, sensors: tuple[str, ...], where: str) -> EncoderConfig:
     try:
         return _encoder(encoder, state, sensors=sensors, where=where)
-    except (TypeError, AttributeError, ValueError, LookupError) as err:  # a file may hold anything under any key
+    except (
+        TypeError,
+        AttributeError,
+        ValueError,
+        LookupError,
+        OverflowError,
+    ) as err:  # a file may hold anything under any key
         raise CheckpointError(f"{where}: a value of the wrong kind in the encoder's configuration: {err}") from err
 
 

@@ -79,6 +79,7 @@ def fetch(
     from huggingface_hub import constants  # noqa: PLC0415 - only for models on the hub
 
     revision = revision or "main"
+    _check_id(model_id)
     if offline is None:
         offline = bool(
             constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
@@ -94,6 +95,16 @@ def fetch(
         )
     with _quiet():
         return _download(model_id, revision, cache)
+
+
+def _check_id(model_id: str) -> None:
+    from huggingface_hub import errors  # noqa: PLC0415
+    from huggingface_hub.utils._validators import validate_repo_id  # noqa: PLC0415
+
+    try:
+        validate_repo_id(model_id)
+    except errors.HFValidationError as err:
+        raise ConfigError(f"{model_id!r} is not a Hugging Face id: use owner/name, or {_short_names()}") from err
 
 
 def _cached(model_id: str, revision: str, cache: Path | None) -> Path | None:

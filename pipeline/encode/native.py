@@ -3,8 +3,8 @@
 The library is built for this machine's instructions (``-march=native``) with whatever C++ compiler is found, in a few
 seconds, and kept in ``$EARTHPRESS_CACHE`` or the user's cache folder. Its name is a hash of everything that decides its
 code: source, flags and the macros that the compiler predefines, which hold its version and every instruction set it may
-use. A cache shared by different machines is therefore safe, and so are several processes that build at once: each
-compiles to a file of its own and renames it into place.
+use. Different machines may therefore share a cache, and several processes may build at once: each compiles to a file of
+its own and renames it into place. Nothing is loaded that another user owns or could have written.
 
 Knows nothing of torch or of what the library does.
 """
@@ -17,6 +17,7 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -61,11 +62,10 @@ def load(source: Path, *, flags: Sequence[str] = (), environment: Mapping[str, s
     command = (*compiler, *FLAGS, *target, *flags)
     key = hashlib.sha256(b"\0".join((source.read_bytes(), macros, shlex.join(command).encode()))).hexdigest()
     name = f"{source.stem}-{key[:24]}.so"
-    folder = cache_folder(env)
     try:
-        return _load_or_build(folder / name, source, command=command, env=env)
-    except OSError as err:  # not writable, full, or mounted without permission to execute
-        log.warning("%s cannot keep compiled code (%s): compiling for this process alone", folder, err)
+        return _load_or_build(cache_folder(env) / name, source, command=command, env=env)
+    except OSError as err:  # somebody else's, not writable, full, or mounted without permission to execute
+        log.warning("compiled code cannot be kept (%s): compiling for this process alone", err)
     with tempfile.TemporaryDirectory(prefix="earthpress-") as temporary:
         try:
             return _load_or_build(Path(temporary) / name, source, command=command, env=env)
@@ -100,10 +100,16 @@ def has_compiler() -> bool:
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where libraries are kept: ``$EARTHPRESS_CACHE``, else ``earthpress`` in the user's cache folder."""
+    """Where libraries are kept: ``$EARTHPRESS_CACHE``, else ``earthpress`` in the user's cache folder.
+
+    Raises:
+        OSError: The user has no home.
+    """
     if environment.get("EARTHPRESS_CACHE"):
         return Path(environment["EARTHPRESS_CACHE"])
-    home = Path(environment.get("HOME") or tempfile.gettempdir())
+    home = Path(environment.get("HOME") or Path("~").expanduser())
+    if not home.is_absolute():
+        raise OSError("no HOME and no EARTHPRESS_CACHE")
     if sys.platform == "darwin":
         return home / "Library/Caches/earthpress"
     return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "earthpress"
@@ -122,21 +128,37 @@ def _probe(compiler: tuple[str, ...], env: Mapping[str, str]) -> tuple[tuple[str
 
 def _load_or_build(library: Path, source: Path, *, command: tuple[str, ...], env: Mapping[str, str]) -> ctypes.CDLL:
     """Load ``library``, after building it when it is missing or broken; OSError for what the folder does not allow."""
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _demand_own(library.parent)
     if library.exists():
+        _demand_own(library)
         try:
             return ctypes.CDLL(str(library))
         except OSError as err:
             log.warning("%s cannot be loaded (%s): compiling it again", library, err)
-    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as build:
         built = Path(build) / library.name
         begin = time.perf_counter()
         done = _run((*command, "-o", str(built), str(source)), env)
         if done.returncode != 0:
             raise DeviceError(f"{command[0]} cannot compile {source.name}: {_last_words(done.stderr)}")
+        built.chmod(0o700)  # whatever the umask: only what nobody else can write is loaded again
         built.replace(library)
     log.info("compiled %s with %s in %.1f s", source.name, command[0], time.perf_counter() - begin)
     return ctypes.CDLL(str(library))
+
+
+def _demand_own(path: Path) -> None:
+    """Code that somebody else could have put there is never loaded.
+
+    Raises:
+        PermissionError: Another user owns the path or may write to it.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    state = path.stat()
+    if state.st_uid not in (os.geteuid(), 0) or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} belongs to somebody else or others may write to it: set EARTHPRESS_CACHE")
 
 
 def _run(command: tuple[str, ...], env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:

@@ -49,6 +49,8 @@ IN_FLIGHT = 2
 PROBE_TOKENS = 4096
 """Tokens per window, at most, with which attention kernels are compared: the ratio of two kernels was the same at 1024
 and at 3072 (AVX2), while the time grows with the square."""
+AHEAD = 2
+"""Tiles that may be staged: as many as are read at once."""
 MAX_GRAPHS = 256
 """Compiled graphs of one process: a session has four (run and gate, with and without missing tokens)."""
 GRAPH_WIDTH = 384
@@ -277,10 +279,17 @@ class Session:
 
         Raises:
             DeviceError: The numerics class is of a CUDA device and there is none here.
+            DeviceError: The attention kernel is another one here.
             ConfigError: Window and patch do not fit.
         """
         if numerics.device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("the store was made on a CUDA device and torch finds none here")
+        kernel = attention.named(attention.kind_of(numerics.attention))  # loads it: a graph being compiled cannot
+        if kernel != numerics.attention:
+            raise DeviceError(
+                f"the attention kernel of this machine is {kernel}, the store's {numerics.attention}: bytes would "
+                f"differ; use the same compiler and earthpress, or another output"
+            )
         self._checkpoint, self._grid, self._periods, self._numerics = checkpoint, grid, periods, numerics
         self._threads, self._device = max(1, threads), torch.device(numerics.device)
         self._sensors = sensors
@@ -291,6 +300,7 @@ class Session:
         self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
         self._busy_s, self._lock, self._warm = 0.0, Lock(), False
         self._staged: dict[int, assemble.Resident] = {}
+        self._uploads: torch.cuda.Stream | None = None
         if numerics.device == "cpu":
             torch.set_num_threads(1)
         self._run, self._dims = self._build(
@@ -364,11 +374,16 @@ class Session:
         ``encode`` must be called with the same stacks.
         """
         given = (stacks,) if isinstance(stacks, Stack) else tuple(stacks)
-        if self._device.type == "cuda":
+        if self._device.type != "cuda":
+            return
+        with self._lock:
+            if self._uploads is None:
+                self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             resident = assemble.Resident(given, self._device)
-            resident.stage()
-            latest = list(self._staged.items())[-1:]  # two ahead at most: one that was never encoded is dropped
-            self._staged = dict([*latest, (id(given[0]), resident)])  # holds the stacks, so no id can be used again
+            resident.stage(self._uploads)
+            self._staged[id(given[0])] = resident  # which holds the stack, so its id cannot be used again
+            for old in tuple(self._staged)[:-AHEAD]:  # never encoded
+                del self._staged[old]
 
     def encode(self, stacks: Stack | Sequence[Stack], origins: Sequence[tuple[int, int]]) -> WindowFields:
         """Encode the windows of a tile.
@@ -390,7 +405,8 @@ class Session:
         shape = (len(origins), *self._tokens)
         values = torch.zeros((*shape, self._dims), device=self._device)
         valid = np.zeros(shape, np.bool_)
-        resident = self._staged.pop(id(given[0]), None) or assemble.Resident(given, self._device)
+        with self._lock:
+            resident = self._staged.pop(id(given[0]), None) or assemble.Resident(given, self._device)
         batches = self._batches(resident, origins, valid)
         if self._device.type == "cuda":
             self._encode_cuda(batches, values)

@@ -12,11 +12,11 @@ import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import InvalidInputError, NoDataError, OutputError
+from pipeline.errors import ConfigError, InvalidInputError, NoDataError, OutputError
 from pipeline.plan import aoi, catalog, estimate, grid, select
 from pipeline.types import (
     Area,
@@ -150,7 +150,40 @@ def make_plan(
     )
 
 
-def recipe_of(settings: Settings, basis: Basis, periods: Sequence[Period]) -> str:
+def check_recipe(plan: Plan, settings: Settings) -> None:
+    """Refuse a plan that another version of earthpress made, whose pixels this one would not give.
+
+    Raises:
+        ConfigError: The plan's recipe is not what its own content gives here.
+    """
+    if recipe_of(settings, plan, plan.periods) != plan.recipe:
+        raise ConfigError(
+            f"the plan in {plan.output} was made by another version of earthpress, which computes other pixels: "
+            "plan again into another output"
+        )
+
+
+class Recipe(Protocol):
+    """What of a plan, or of its basis, decides pixels."""
+
+    @property
+    def grid(self) -> GridSpec:
+        """The window lattice."""
+
+    @property
+    def model(self) -> ModelCard:
+        """The model."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """The numerics class."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of the quantiser."""
+
+
+def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> str:
     """Hash of everything that decides pixels except the area and the scenes: the identity of a store."""
     return content_hash(
         {

@@ -23,6 +23,7 @@ Rows = tuple[tuple[str, Any], ...]
 PACKAGES = (
     "torch", "numpy", "rasterio", "rioxarray", "xarray", "dask", "zarr", "pystac-client", "planetary-computer",
     "pydantic", "shapely", "pyproj", "pyogrio", "geopandas", "pyarrow", "scikit-learn", "pillow", "psutil",
+    "huggingface_hub", "safetensors",
 )  # fmt: skip
 OPTIONAL = (
     ("nvidia-ml-py", "GPU energy and memory figures: pip install 'earthpress[gpu]'"),
@@ -171,7 +172,7 @@ def _slow(memory_bytes: int, device: dict[str, Any]) -> list[str]:
     if memory_bytes < LOW_MEMORY_BYTES:
         found.append(f"{memory_bytes / 1e9:.1f} GB of memory: use store.tile_px=256")
     if shutil.which("c++") is None and shutil.which("g++") is None:
-        found.append("no C++ compiler: encode.compile=on would not work")
+        found.append("no C++ compiler: slower attention (torch's), and encode.compile=on would not work")
     return found
 
 

@@ -31,7 +31,7 @@ from pipeline.errors import (
     StoppedError,
     TransientError,
 )
-from pipeline.plan import grid
+from pipeline.plan import grid, planner
 from pipeline.read.access import redact
 from pipeline.read.rank import FolderRanks
 from pipeline.read.tiles import read_stack
@@ -327,6 +327,7 @@ def _encoder(
     """The warm encoder with the plan's weights, behind its gate: threads of this process, or processes of its own."""
     from pipeline.encode import checkpoint, session, workers  # noqa: PLC0415
 
+    planner.check_recipe(plan, settings)
     _check_numerics(plan, settings)
     count = prepare.encoder_threads(settings, device=plan.numerics.device)
     processes = workers.wanted(

@@ -64,7 +64,7 @@ def prepare(
     from pipeline.encode import checkpoint, session  # noqa: PLC0415
 
     if not settings.model:
-        raise ConfigError("no model: --model FOLDER (config.json and weights.pth) or --model random:v1.2-nano:0")
+        raise ConfigError("no model: --model FOLDER, FILE, owner/name of Hugging Face, or random:v1.2-nano:0")
     if not settings.output:
         raise ConfigError("no output folder: --output DIR")
     now = now or datetime.now(UTC)

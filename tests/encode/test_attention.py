@@ -198,16 +198,22 @@ def test_back_ends_agree(kind):
     torch.testing.assert_close(attention.cross(kind, qkv[:1, :7, 0], qkv[:, :, 1:], **some), pooled, atol=5e-6, rtol=0)
 
 
-@pytest.mark.slow
+def test_flex_attention_is_refused_on_cpus():
+    assert "flex" not in attention.available("cpu", torch.float32, 64)
+    with pytest.raises(DeviceError, match="reads past its inputs"):
+        attention.attend("flex", *case(dim=64, tokens=64))
+
+
 @needs_compiler
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("masked", [False, True])
-def test_flex_attention_agrees(masked):
-    qkv, cos, sin, visible = case(dim=64, tokens=64)
-    mask = visible if masked else None
-    with torch.inference_mode():
-        out = attention.attend("flex", qkv, cos, sin, mask)
-    torch.testing.assert_close(out, attention.attend("sdpa", qkv, cos, sin, mask), atol=5e-6, rtol=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_nan_anywhere_reaches_the_result(dtype, part):
+    qkv, cos, sin, _ = case(dim=16, tokens=200)
+    qkv = qkv.to(dtype)
+    qkv[0, 150, part] = float("nan")
+    broken = attention.attend("own", qkv, cos, sin, None).isnan().any(dim=-1)
+    assert bool(broken[0].all()) if part else bool(broken[0, 150])
+    assert not broken[1:].any()
 
 
 def test_an_unknown_back_end_is_refused_with_the_known_ones():
@@ -350,11 +356,25 @@ def test_a_broken_library_is_compiled_again(tmp_path, source):
 
 
 @needs_compiler
+@pytest.mark.parametrize("writable", ["folder", "file"])
+def test_code_that_others_could_have_planted_is_not_loaded(tmp_path, source, caplog, writable):
+    cache = tmp_path / "cache"
+    env = environment(tmp_path, EARTHPRESS_CACHE=str(cache))
+    native.load(source, environment=env)
+    (library,) = cache.glob("*.so")
+    library.write_bytes(b"planted")
+    (cache if writable == "folder" else library).chmod(0o777)
+    assert native.load(source, environment=env).answer() == 42
+    assert "others may write to it" in caplog.text
+    assert library.read_bytes() == b"planted"
+
+
+@needs_compiler
 def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, source, caplog):
     (tmp_path / "file").write_text("")
     env = environment(tmp_path, EARTHPRESS_CACHE=str(tmp_path / "file" / "cache"))
     assert native.load(source, environment=env).answer() == 42
-    assert "cannot keep compiled code" in caplog.text
+    assert "compiled code cannot be kept" in caplog.text
 
 
 @needs_compiler

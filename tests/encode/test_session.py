@@ -160,6 +160,12 @@ def test_settling_again_with_what_is_kept_gives_equal_numerics(model):
     assert first.device_name.startswith(torch.backends.cpu.get_cpu_capability())
 
 
+def test_the_kernel_of_another_compiler_is_refused(model):
+    other = dataclasses.replace(numerics(), attention="own-00000000")
+    with pytest.raises(DeviceError, match=r"own"):
+        session.Session(model, grid=GRID, periods=periods(2), numerics=other, threads=1)
+
+
 def test_an_attention_kernel_that_this_device_lacks_is_refused(model):
     settings = EncodeSettings(device="cpu", dtype="float32", attention="cudnn")
     with pytest.raises(DeviceError, match="cudnn"):

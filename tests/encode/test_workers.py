@@ -22,6 +22,7 @@ from pipeline import errors
 from pipeline.account.meter import cpu_seconds
 from pipeline.config import EncodeSettings
 from pipeline.encode import assemble, checkpoint, session
+from pipeline.encode.attention import named, use_own
 from pipeline.encode.child import portable
 from pipeline.encode.gate import FLOAT32_LIMIT
 from pipeline.encode.workers import AHEAD, Workers, batched, bytes_per_worker, guided, kinds, wanted
@@ -195,10 +196,19 @@ def test_the_gate_passes_in_a_process(workers):
     assert workers.gate().ratio < FLOAT32_LIMIT
 
 
+@pytest.mark.skipif(not use_own(), reason="no C++ compiler here: the own attention kernel cannot be built")
+def test_processes_with_the_own_kernel_give_the_bytes_of_a_plain_session(model, stack):
+    given = shape(numerics=dataclasses.replace(numerics(), attention=named("own")))
+    want = session.Session(model, threads=1, **given).encode(stack, ORIGINS)
+    with Workers(model, processes=2, **given) as workers:
+        assert same(workers.encode(stack, ORIGINS), want)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sdpa", "own"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-def test_compiled_processes_give_the_bytes_of_a_compiled_session(model, stack):
-    given = shape(numerics=dataclasses.replace(numerics(), compiled=True))
+def test_compiled_processes_give_the_bytes_of_a_compiled_session(model, stack, kind):
+    given = shape(numerics=dataclasses.replace(numerics(), compiled=True, attention=named(kind)))
     want = session.Session(model, threads=1, **given).encode(stack, ORIGINS)
     with Workers(model, processes=2, **given) as workers:
         assert workers.warm_up() > 0

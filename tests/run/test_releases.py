@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pipeline import api
+from pipeline.errors import ConfigError
 from pipeline.types import NODATA_CODE, Reason
 from tests.run.sampled import digest, part, request_of, run_request
 
@@ -40,6 +43,13 @@ def test_a_release_writes_the_same_codes_whatever_the_area_and_the_tile(sample, 
     assert (a.embeddings.values[:, both] == b.embeddings.values[:, both]).all()
     assert (a.embeddings.values[:, both] != NODATA_CODE).all()
     assert np.ptp(a.embeddings.values[:, both].astype(int), axis=1).min() > 10  # no dimension is flat
+
+
+def test_a_plan_of_another_version_of_the_algorithm_is_refused(sample, small_bbox, tmp_path):
+    plan = api.plan(request_of(sample, tmp_path / "out", bbox=small_bbox, end=END))
+    older = dataclasses.replace(plan, recipe="0" * 32)
+    with pytest.raises(ConfigError, match="another version of earthpress"):
+        api.run(older, pictures=False)
 
 
 def test_encoder_processes_write_the_bytes_of_threads(sample, small_bbox, tmp_path):
