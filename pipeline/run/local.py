@@ -327,8 +327,8 @@ def _encoder(
     """The warm encoder with the plan's weights, behind its gate: threads of this process, or processes of its own."""
     from pipeline.encode import checkpoint, session, workers  # noqa: PLC0415
 
-    planner.check_recipe(plan, settings)
     _check_numerics(plan, settings)
+    planner.check_recipe(plan, settings)
     count = prepare.encoder_threads(settings, device=plan.numerics.device)
     processes = workers.wanted(
         settings.run.encoders,

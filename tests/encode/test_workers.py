@@ -411,7 +411,7 @@ def test_closing_in_the_middle_of_a_piece_takes_moments_and_leaves_nothing(model
     assert time.monotonic() - begin < 3
     assert gone(pids, within_s=0.1)
     gc.collect()  # the error's traceback holds the tile
-    assert open_files() == files
+    assert open_files() <= files
     with pytest.raises(InvalidInputError, match="closed"):
         workers.encode(stack, ORIGINS)
 
