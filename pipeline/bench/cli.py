@@ -13,7 +13,9 @@ from rich.markup import escape
 from pipeline.errors import InvalidInputError
 
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-out, err = Console(), Console(stderr=True)
+err = Console(stderr=True)
+WIDE = 150
+"""Columns of the tables where they do not go to a terminal."""
 
 bench_app = typer.Typer(
     help="Measure on this machine: the encoder's speed, and what feeding it costs.", no_args_is_help=True
@@ -124,7 +126,7 @@ def bench_encoder(
         *([show.duel_table(duels)] if duels else []),
         *show.projection_tables(ahead),
     ):
-        out.print(table, highlight=False)
+        _out().print(table, highlight=False)
 
 
 def _device_price(usd_per_hour: float | None, instance: str | None, *, threads: int, cuda: bool) -> float | None:
@@ -167,8 +169,13 @@ def bench_loader(
     if as_json:
         print(json.dumps(show.to_json(loader=rows), indent=2))
     else:
-        out.print(show.loader_table(rows), highlight=False)
+        _out().print(show.loader_table(rows), highlight=False)
 
 
 def _note(text: str) -> None:
     err.print(f"[dim]{escape(text)} ...[/]", highlight=False, soft_wrap=True)
+
+
+def _out() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
