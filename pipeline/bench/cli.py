@@ -147,7 +147,7 @@ def bench_loader(
         str | None, typer.Argument(metavar="[OUTPUT]", help="Folder of a plan; default: a simulated sample.")
     ] = None,
     readers: Annotated[str, typer.Option(metavar="N,N", help="Numbers of threads that read files.")] = "1,4,16",
-    tiles: Annotated[int, typer.Option(metavar="N", help="Tiles of the plan; they are held in memory.")] = 8,
+    tiles: Annotated[int, typer.Option(metavar="N", help="Tiles of the plan; they are held in memory.")] = 4,
     rounds: Annotated[int, typer.Option(metavar="N", help="Repeats; medians are shown.")] = 3,
     threads: Annotated[int, typer.Option(metavar="N", help="Encoders at once on a CPU; 0: as a run.")] = 0,
     output: BENCH_OUTPUT = None,
