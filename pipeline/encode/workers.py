@@ -56,8 +56,8 @@ MIN_CORE_S = 60.0
 AHEAD = 2
 """Tiles that may be staged: as many as are read at once."""
 WORKER_BYTES = 200_000_000
-"""Measured (torch 2.13, v1.2 nano to v1.3 base): 157-169 MB private to a process that has run its gate and a tile. Its
-resident memory is 260 MB and the weights more, which all processes share."""
+"""Measured (torch 2.13, v1.2 nano to v1.3 base): 157-183 MB private to a process that has run its gate and a tile. Its
+resident memory is 260-290 MB and the weights more, which all processes share."""
 COMPILER_BYTES = 150_000_000
 """What torch.compile adds to that: 153 MB measured, nano."""
 
