@@ -63,8 +63,8 @@ class StageClock:
 class PeakMemory:
     """Samples resident memory in a thread and keeps the highest value; a context manager.
 
-    Between two samples a short peak can be missed. Pages that processes share count once per process, so with encoder
-    processes the value is an upper bound.
+    Between two samples a short peak can be missed. What children share is left out where the system tells it
+    (Linux): encoder processes map the pixels and weights of their parent.
 
     Args:
         interval_s: Time between samples.
@@ -153,7 +153,8 @@ def process_age_s() -> float:
 
 def _child_bytes(child: psutil.Process) -> int:
     try:
-        return int(child.memory_info().rss)
+        info = child.memory_info()
+        return max(0, int(info.rss) - int(getattr(info, "shared", 0)))  # what it maps of ours is counted already
     except psutil.Error:  # it ended between the listing and the look
         return 0
 
