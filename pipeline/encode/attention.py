@@ -223,11 +223,20 @@ def fastest(table: tuple[tuple[str, float], ...]) -> str:
 
 
 def _runs(kind: str, call: Callable[[str], float]) -> bool:
-    """Warm a back end up; False if torch says that it does not take this shape on this device."""
+    """Warm a back end up; False if torch says that it does not take this shape on this device.
+
+    Raises:
+        DeviceError: Out of memory: what is free now must not decide which kernel a store is made with.
+    """
     try:
         call(kind)
         call(kind)
-    except (RuntimeError, NotImplementedError) as err:  # also out of memory, and what torch.compile raises
+    except torch.OutOfMemoryError as err:
+        raise DeviceError(
+            f"out of memory while measuring the attention kernel {kind}: free the device, use a smaller "
+            f"encode.batch_windows, or name a kernel with encode.attention"
+        ) from err
+    except RuntimeError as err:  # a shape, mask or dtype that it does not take; also what torch.compile raises
         log.info("attention back end %s drops out: %s", kind, (str(err).splitlines() or [type(err).__name__])[0])
         return False
     return True

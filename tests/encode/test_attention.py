@@ -216,6 +216,18 @@ def test_a_nan_anywhere_reaches_the_result(dtype, part):
     assert not broken[1:].any()
 
 
+def test_free_memory_does_not_decide_which_kernel_is_chosen():
+    def full(_kind):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def unfit(_kind):
+        raise RuntimeError("No available kernel")
+
+    with pytest.raises(DeviceError, match="smaller encode.batch_windows"):
+        attention._runs("flash", full)
+    assert not attention._runs("flash", unfit)
+
+
 def test_an_unknown_back_end_is_refused_with_the_known_ones():
     with pytest.raises(InvalidInputError, match="'fast', must be one of own, sdpa"):
         attention.attend("fast", *case())
