@@ -131,7 +131,29 @@ class DuelCase(Case):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Circumstances:
+    """Under which a row was measured, and whether it could be.
+
+    Attributes:
+        kernel: Our attention kernel that ran.
+        others_busy: Before the row: cores that other processes kept busy (GPU: share of the time it worked); None:
+            unknown.
+        torch: Its version.
+        commit: Of earthpress.
+        measured: UTC.
+        error: Why there is no figure, "" if there is one.
+    """
+
+    kernel: str = ""
+    others_busy: float | None = None
+    torch: str = ""
+    commit: str = ""
+    measured: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Circumstances):
     """What was measured; None where the case failed, or where a figure cannot be had.
 
     Attributes:
@@ -151,13 +173,6 @@ class Result:
         pass_low_s: Lower quartile.
         pass_high_s: Upper quartile.
         passes: Passes that were timed.
-        kernel: Attention kernel that ran.
-        others_busy: Before the row: cores that other processes kept busy (GPU: share of the time it worked); None:
-            unknown.
-        torch: Its version.
-        commit: Of earthpress.
-        measured: UTC.
-        error: Why there is no figure, "" if there is one.
     """
 
     images_per_s: float | None = None
@@ -176,16 +191,10 @@ class Result:
     pass_low_s: float | None = None
     pass_high_s: float | None = None
     passes: int | None = None
-    kernel: str = ""
-    others_busy: float | None = None
-    torch: str = ""
-    commit: str = ""
-    measured: str = ""
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DuelResult:
+class DuelResult(Circumstances):
     """Ours and the reference's, pass after pass in one process.
 
     Attributes:
@@ -197,12 +206,6 @@ class DuelResult:
         pairs: Pairs of passes.
         difference: Distance of the two fields over the reference's norm: both have the same weights and pixels.
         rival: Its version.
-        kernel: Our attention kernel.
-        others_busy: As in ``Result``.
-        torch: Its version.
-        commit: Of earthpress.
-        measured: UTC.
-        error: Why there is no figure.
     """
 
     images_per_s: float | None = None
@@ -213,12 +216,6 @@ class DuelResult:
     pairs: int | None = None
     difference: float | None = None
     rival: str = ""
-    kernel: str = ""
-    others_busy: float | None = None
-    torch: str = ""
-    commit: str = ""
-    measured: str = ""
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
