@@ -16,6 +16,7 @@ import logging
 import math
 import statistics
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -27,7 +28,7 @@ from pipeline.encode import kernel, rope
 from pipeline.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Turns = tuple[torch.Tensor, torch.Tensor]
 
@@ -202,7 +203,7 @@ def choose(
             torch.cuda.synchronize(qkv.device)
         return time.perf_counter() - begin
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         kinds = tuple(kind for kind in _measured(device, dtype, head_dim) if _runs(kind, call))
         if not kinds:
             raise DeviceError(f"no attention back end runs on {device} in {dtype} with head width {head_dim}")
@@ -210,6 +211,17 @@ def choose(
     kind = fastest(table)
     log.info("attention on %s: %s (%s)", device, kind, ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in table))
     return kind, table
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Measure as runs compute on CPUs: one thread per encoder. torch's kernels would use them all, ours never does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fastest(table: tuple[tuple[str, float], ...]) -> str:

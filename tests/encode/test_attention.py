@@ -216,6 +216,19 @@ def test_a_nan_anywhere_reaches_the_result(dtype, part):
     assert not broken[1:].any()
 
 
+def test_kernels_are_compared_on_one_thread_as_runs_use_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "attend", lambda *_given: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        attention.choose("cpu", torch.float32, heads=2, head_dim=16, tokens=8, windows=1, seconds=0)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_free_memory_does_not_decide_which_kernel_is_chosen():
     def full(_kind):
         raise torch.OutOfMemoryError("CUDA out of memory")
