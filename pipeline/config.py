@@ -28,28 +28,133 @@ MAX_PIXEL_DIMS = 192
 """Widest vector that ``resolution: auto`` writes for every 10 m pixel; wider ones are written once per token."""
 
 
+SENSOR_ORDER = ("sentinel2_l2a", "sentinel1", "landsat")
+"""Order in which sensors are planned, read and encoded, whatever order the user names them in."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SensorSettings(_Section):
+    """What every sensor can be told."""
+
+    catalog: str = Field("", description="Catalogue of this sensor, as inputs.catalog; empty: inputs.catalog.")
+    collection: str = Field("auto", description="STAC collection; auto: the one of the catalogue's preset.")
+    max_candidates: int = Field(24, ge=1, description="Candidates kept per cell and period, best first.")
+
+
+class Sentinel2Settings(SensorSettings):
+    """Sentinel-2 L2A."""
+
+    composite: Literal[
+        "scl_first_valid", "scl_best_clear", "first_clear", "rslearn_mosaic", "median", "omnicloudmask"
+    ] = Field(
+        "scl_first_valid",
+        description="scl_first_valid: rank a cell's scenes by their scene classification, first valid pixel; "
+        "scl_best_clear: only the clearest scene; first_clear: first pixel that is clear, clouds grown by dilate_px; "
+        "rslearn_mosaic: as rslearn does it, by scene cloud cover and coverage; median: of clear pixels; "
+        "omnicloudmask: as scl_first_valid with the masks of that model (extra 'cloudmask').",
+    )
+    max_cloud_pct: float = Field(100.0, ge=0, le=100, description="Scenes above this cloud cover are not candidates.")
+    dilate_px: int = Field(
+        2, ge=0, le=16, description="first_clear and median: pixels of 20 m that clouds are grown by."
+    )
+    offset: Literal["auto", "present", "removed"] = Field(
+        "auto",
+        description="Whether DN hold the +1000 of baseline 04.00: auto asks the item, and the pixels where the item "
+        "cannot be trusted.",
+    )
+
+
+class Sentinel1Settings(SensorSettings):
+    """Sentinel-1 RTC (gamma0, linear power), IW, VV+VH."""
+
+    composite: Literal["first_valid", "rslearn_mosaic", "median"] = Field(
+        "first_valid",
+        description="Newest first valid pixel, rslearn's mosaic in the order of the catalogue, or median.",
+    )
+    orbit: Literal["any", "ascending", "descending"] = Field("any", description="Orbit direction.")
+
+
+class LandsatSettings(SensorSettings):
+    """Landsat 8/9 Collection 2 Level-1 (opt-in: the archive is requester-pays)."""
+
+    composite: Literal["first_valid", "rslearn_mosaic", "median"] = Field(
+        "first_valid", description="First valid pixel, least cloudy scene first; rslearn's mosaic; or median."
+    )
+    max_cloud_pct: float = Field(100.0, ge=0, le=100, description="Scenes above this cloud cover are not candidates.")
+    requester_pays: bool = Field(
+        default=False, description="Pay for reading s3://usgs-landsat with your AWS credentials."
+    )
+
+
+Sensor = Literal["sentinel2_l2a", "sentinel1", "landsat"]
 
 
 class InputSettings(_Section):
     """Where scenes come from and how a period becomes one image."""
 
+    sensors: tuple[Sensor, ...] = Field(
+        ("sentinel2_l2a",), min_length=1, description="What the model is fed with: sentinel2_l2a, sentinel1, landsat."
+    )
     catalog: str = Field(
         "planetary-computer",
-        description="'planetary-computer', the URL of a STAC API, or a file/folder: static catalogue, ItemCollection "
-        "JSON, NDJSON or stac-geoparquet.",
+        description="'planetary-computer', 'earth-search', 'cdse', the URL of a STAC API, or a file/folder: static "
+        "catalogue, ItemCollection JSON, NDJSON or stac-geoparquet. 'A,B': B where A lacks or cannot give an item.",
     )
-    collection: str = Field("sentinel-2-l2a", description="STAC collection of the scenes.")
-    period_days: int = Field(30, ge=1, le=366, description="Length of a period, days; the last one may be shorter.")
-    composite: Literal["scl_first_valid"] = Field(
-        "scl_first_valid", description="Rank a cell's scenes by their scene classification, then first valid pixel."
+    period_days: int | Literal["month"] = Field(30, description="Length of a period in days, or calendar months.")
+    periods: int | None = Field(
+        None,
+        ge=1,
+        description="Number of periods: of period_days from start (or back from end) when only one date is given, "
+        "equal parts of the range when both are.",
     )
-    max_cloud_pct: float = Field(100.0, ge=0, le=100, description="Scenes above this cloud cover are not candidates.")
+    anchor: Literal["start", "end"] = Field(
+        "start", description="Where periods are counted from; what is left over makes a shorter one at the other end."
+    )
+    resampling: Literal["bilinear", "pretrain"] = Field(
+        "bilinear",
+        description="How coarse bands reach 10 m: bilinear (rslearn, fine-tuned heads), or as in pretraining: 20 m "
+        "repeated, 60 m to 40 m bilinear, then repeated.",
+    )
+    reader: Literal["rasterio", "async-geotiff"] = Field(
+        "rasterio", description="What opens files; async-geotiff (extra 'async') falls back to rasterio per file."
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Hosts (or buckets) that scenes may be read from; '.example.org' allows all below; empty: any."
     )
-    max_candidates: int = Field(24, ge=1, description="Candidates kept per cell and period, least cloudy first.")
+    allow_private_hosts: bool = Field(
+        default=False,
+        description="Read from loopback, link-local and private addresses too: a server of your own network.",
+    )
+    sentinel2: Sentinel2Settings = Sentinel2Settings()
+    sentinel1: Sentinel1Settings = Sentinel1Settings()
+    landsat: LandsatSettings = LandsatSettings()
+
+    @field_validator("sensors")
+    @classmethod
+    def _in_order(cls, sensors: tuple[Sensor, ...]) -> tuple[Sensor, ...]:
+        if len(set(sensors)) != len(sensors):
+            raise ValueError(f"a sensor is named twice: {', '.join(sensors)}")
+        return tuple(sorted(sensors, key=SENSOR_ORDER.index))
+
+    @field_validator("period_days")
+    @classmethod
+    def _length(cls, days: int | str) -> int | str:
+        if isinstance(days, int) and not 1 <= days <= 366:
+            raise ValueError("a period has 1 to 366 days, or is 'month'")
+        return days
+
+    def of(self, sensor: str) -> Sentinel2Settings | Sentinel1Settings | LandsatSettings:
+        """The settings of one sensor."""
+        if sensor == "sentinel1":
+            return self.sentinel1
+        return self.landsat if sensor == "landsat" else self.sentinel2
+
+    def catalog_of(self, sensor: str) -> str:
+        """The catalogue of one sensor."""
+        return self.of(sensor).catalog or self.catalog
 
 
 class EncodeSettings(_Section):
@@ -199,7 +304,7 @@ class Settings(_Section):
             raise InvalidInputError(f"start {self.start} lies in the future (today is {today}): no scene exists yet")
         if self.end > today + timedelta(days=1):
             raise InvalidInputError(f"end {self.end} lies in the future (today is {today}): use --end {today}")
-        days, step = (self.end - self.start).days, self.inputs.period_days
+        days, step = (self.end - self.start).days, int(self.inputs.period_days)
         count = math.ceil(days / step)
         if count > MAX_PERIODS:
             raise InvalidInputError(

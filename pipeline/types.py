@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +260,12 @@ class Scene:
         version: What changes when the provider reprocesses the scene (baseline, generation time or ``updated``).
         sign: True when hrefs need planetary-computer signing at open.
         acquisition: ``platform-datatake_tile``: equal for reprocessed versions of one granule; "" when unknown.
+        check_offset: True when the catalogue's word on the offset is not to be trusted: the reader looks at pixels
+            (``read.offsets``) before it believes ``boa_offset``.
+        orbit: ``ascending`` or ``descending``; "" when the item does not say.
+        quantity: What Sentinel-1 pixels are: ``gamma0`` or ``sigma0`` (linear power); "" for other sensors.
+        alternates: The same product (same acquisition and version) in other catalogues, in their order: read when a
+            file of this one cannot be. They have no alternates of their own.
     """
 
     id: str
@@ -273,6 +279,10 @@ class Scene:
     version: str = ""
     sign: bool = False
     acquisition: str = ""
+    check_offset: bool = False
+    orbit: str = ""
+    quantity: str = ""
+    alternates: tuple[Scene, ...] = ()
 
     def href(self, band: str) -> Asset | None:
         """The asset of ``band``, or None when the scene lacks it."""
@@ -281,7 +291,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """The scenes that may fill one period of one cell, in the total order (cloud, newest first, id).
+    """The scenes of one sensor that may fill one period of one cell, in the order that the composite asks for.
 
     ``scene_ids`` are item ids; ``fingerprint`` hashes, in that order, ids, versions, offsets and bands.
     """
@@ -290,6 +300,7 @@ class Candidates:
     period: int
     scene_ids: tuple[str, ...]
     fingerprint: str
+    sensor: str = "sentinel2_l2a"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +335,8 @@ class Task:
     Attributes:
         tile: Where.
         blocks: Wanted (block_row, block_col), sorted, counted from the tile's north-west corner.
-        candidates: Per cell that the read halo touches and per period, sorted by (cell, period).
+        candidates: Per sensor, cell that the read halo touches and period, in the order of the plan's sensors, then
+            sorted by (cell, period).
         fingerprint: Hash of everything that decides the pixels; equal fingerprints mean equal bytes.
         estimate: What it will cost.
     """
@@ -502,6 +514,8 @@ class PeriodSource:
         selected: Item ids in rank order of which at least one pixel was used somewhere in the cell's part read.
         skipped: Item ids that could not be read and were replaced by the next candidate.
         scores: SCL score of every ranked candidate, in rank order; None where it could not be read.
+        sensor: Of the scenes.
+        notes: What was decided while reading, for people: offsets found in pixels, files taken from an alternate.
     """
 
     cell_id: str
@@ -509,6 +523,32 @@ class PeriodSource:
     selected: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     scores: tuple[float | None, ...] = ()
+    sensor: str = "sentinel2_l2a"
+    notes: tuple[str, ...] = ()
+
+
+NO_CLEAR = 255
+"""``Quality.clear_pct`` where nothing is known."""
+FIRST_DAY = date(1970, 1, 1)
+"""``Quality.first_day`` counts days from here; 0: no scene."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Quality:
+    """How good the composites under a box are, per block of ``BLOCK_PX``.
+
+    Attributes:
+        box: Blocks, as a lattice box of ``BLOCK_PX * PIXEL_M`` metres.
+        clear_pct: (time, row, col) uint8: percent of the block that its scenes classify as clear; ``NO_CLEAR`` where
+            the sensor has no classification or the block no scene.
+        scenes: (time, row, col) uint8: scenes that gave pixels to the block's cell in this read.
+        first_day: (time, row, col) uint16: day of the first of them since ``FIRST_DAY``; 0: none.
+    """
+
+    box: Box
+    clear_pct: NDArray[np.uint8]
+    scenes: NDArray[np.uint8]
+    first_day: NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -522,6 +562,7 @@ class Stack:
         periods: The time axis.
         sources: Which scenes filled what, sorted by (cell, period).
         bytes_read: Bytes of pixels decoded.
+        quality: Of the composites; None where nobody asked.
     """
 
     sensor: str
@@ -530,6 +571,7 @@ class Stack:
     periods: tuple[Period, ...]
     sources: tuple[PeriodSource, ...]
     bytes_read: int
+    quality: Quality | None = None
 
     @property
     def degraded(self) -> bool:
@@ -580,6 +622,7 @@ class Int8Embedding:
         n_obs: (row, col) uint8: periods with a valid observation; of any part of the pixel where it is a token.
         box: Box of the tile in pixels of the store, see ``GridSpec.token_px``.
         clipped: Share of values that were clipped at +-127, 0..1.
+        quality: Of the composites under the tile, one per sensor in the plan's order.
     """
 
     codes: NDArray[np.int8]
@@ -587,6 +630,7 @@ class Int8Embedding:
     n_obs: NDArray[np.uint8]
     box: Box
     clipped: float
+    quality: tuple[Quality, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(text, hint):
         ("encode.margin_px=-1", "must not be negative"),
         ("encode.patch_px=3", "patch_px"),
         ("store.tile_px=300", "tile_px"),
-        ("inputs.max_cloud_pct=140", "less than or equal to 100"),
+        ("inputs.sentinel2.max_cloud_pct=140", "less than or equal to 100"),
         ("encode.batch_windows=0", "at least 1"),
         ("run.io_threads=none", "io_threads"),
         ("maps=[1", "not a YAML value"),

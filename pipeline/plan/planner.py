@@ -109,9 +109,7 @@ def make_plan(
     cells = sorted({cell for group in cells_by_tile.values() for cell in group})
     source = catalog.open_catalog(settings.inputs.catalog)
     note(f"searching {settings.inputs.catalog} for {len(periods)} periods over {len(cells)} cells")
-    scenes = catalog.scenes_of(
-        source, collection=settings.inputs.collection, geometry=_cells_geometry(cells), periods=periods
-    )
+    scenes = catalog.scenes_of(source, collection="sentinel-2-l2a", geometry=_cells_geometry(cells), periods=periods)
     by_cell = _candidates(settings, scenes, cells, periods)
     _refuse_nothing(settings, by_cell)
     recipe = recipe_of(settings, basis, periods)
@@ -189,10 +187,10 @@ def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> s
         {
             "algorithm": ALGORITHM,
             "periods": [[p.start, p.end] for p in periods],
-            "collection": settings.inputs.collection,
-            "composite": settings.inputs.composite,
-            "max_cloud_pct": settings.inputs.max_cloud_pct,
-            "max_candidates": settings.inputs.max_candidates,
+            "collection": settings.inputs.sentinel2.collection,
+            "composite": settings.inputs.sentinel2.composite,
+            "max_cloud_pct": settings.inputs.sentinel2.max_cloud_pct,
+            "max_candidates": settings.inputs.sentinel2.max_candidates,
             "output": basis.model.output,
             "grid": asdict(basis.grid),
             "weights": basis.model.sha256,
@@ -229,8 +227,8 @@ def _candidates(
         cell: selector.candidates(
             cell,
             periods=periods,
-            max_cloud_pct=settings.inputs.max_cloud_pct,
-            max_candidates=settings.inputs.max_candidates,
+            max_cloud_pct=settings.inputs.sentinel2.max_cloud_pct,
+            max_candidates=settings.inputs.sentinel2.max_candidates,
         )
         for cell in cells
     }
@@ -240,9 +238,9 @@ def _refuse_nothing(settings: Settings, by_cell: dict[Cell, tuple[Candidates, ..
     if any(c.scene_ids for group in by_cell.values() for c in group):
         return
     raise NoDataError(
-        f"{settings.inputs.catalog} has no scene of {settings.inputs.collection} for this area between "
-        f"{settings.start} and {settings.end} at up to {settings.inputs.max_cloud_pct:g} % cloud: "
-        "check the area, the dates, inputs.collection and inputs.max_cloud_pct"
+        f"{settings.inputs.catalog} has no scene of sentinel-2-l2a for this area between "
+        f"{settings.start} and {settings.end} at up to {settings.inputs.sentinel2.max_cloud_pct:g} % cloud: "
+        "check the area, the dates, inputs.sentinel2.collection and inputs.sentinel2.max_cloud_pct"
     )
 
 

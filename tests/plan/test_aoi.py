@@ -238,7 +238,8 @@ def test_the_parts_make_up_the_area_and_share_nothing(bbox):
 @settings(max_examples=60, deadline=None)
 def test_every_point_lies_in_the_part_of_its_own_zone(bbox, across, up):
     west, south, east, north = bbox
-    point = shapely.Point(round(west + across * (east - west), 6), south + up * (north - south))
+    # the product may round past the edge by one bit
+    point = shapely.Point(round(west + across * (east - west), 6), min(south + up * (north - south), north))
     parts = dict(zone_parts(area_from_bbox(bbox)))
     owner = zone_of(point.x)
     inside = [z for z, p in parts.items() if p.intersects(point)]
