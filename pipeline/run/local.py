@@ -429,7 +429,7 @@ def _tiles(
     """The loop: one tile on the device, the next ones being read."""
     limit = _read_ahead_bytes(settings)
     with _Reading(plan, settings=settings, context=context, ledger=ledger) as reading:
-        waiting: deque[tuple[Task, int, Future[Stack]]] = deque()
+        waiting: deque[tuple[Task, int, Future[tuple[Stack, ...]]]] = deque()
         queue = deque(todo)
         while queue or waiting:
             while queue and _may_read(waiting, queue[0], limit_bytes=limit):
@@ -456,7 +456,7 @@ def _with_held_blocks(task: Task, commits: Commits) -> Task:
     return replace(task, blocks=tuple(sorted(held.union(task.blocks))))
 
 
-def _abandon(waiting: Iterable[tuple[Task, int, Future[Stack]]], ledger: Ledger) -> None:
+def _abandon(waiting: Iterable[tuple[Task, int, Future[tuple[Stack, ...]]]], ledger: Ledger) -> None:
     """Record the end of attempts whose reading had begun."""
     for task, attempt, _ in waiting:
         ledger.attempt_end(
@@ -464,7 +464,7 @@ def _abandon(waiting: Iterable[tuple[Task, int, Future[Stack]]], ledger: Ledger)
         )
 
 
-def _may_read(waiting: Iterable[tuple[Task, int, Future[Stack]]], task: Task, *, limit_bytes: int) -> bool:
+def _may_read(waiting: Iterable[tuple[Task, int, Future[tuple[Stack, ...]]]], task: Task, *, limit_bytes: int) -> bool:
     """Whether another tile may be held: always one, a second and more while their bytes fit."""
     held = [t.estimate.bytes_read for t, _, _ in waiting]
     return not held or (len(held) <= READERS and sum(held) + task.estimate.bytes_read <= limit_bytes)
@@ -474,7 +474,7 @@ def _tile(
     task: Task,
     attempt: int,
     *,
-    future: Future[Stack],
+    future: Future[tuple[Stack, ...]],
     context: TileContext,
     ledger: Ledger,
     tally: _Tally,
@@ -536,7 +536,7 @@ class _Reading:
         self._io = ThreadPoolExecutor(settings.run.io_threads, thread_name_prefix="io")
         self._tiles = ThreadPoolExecutor(READERS, thread_name_prefix="tile")
 
-    def start(self, task: Task) -> tuple[int, Future[Stack]]:
+    def start(self, task: Task) -> tuple[int, Future[tuple[Stack, ...]]]:
         """Record an attempt at ``task`` and begin to read it."""
         name = task.tile.id
         attempt = self._context.commits.start_attempt(name, self.run_id)
@@ -544,20 +544,22 @@ class _Reading:
         self._context.at("attempted", name)
         return attempt, self._tiles.submit(self._read, task)
 
-    def _read(self, task: Task) -> Stack:
+    def _read(self, task: Task) -> tuple[Stack, ...]:
         spec = self._plan.grid
         with self._context.clock.stage("read"):
-            stack = read_stack(
-                box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
-                periods=self._plan.periods,
-                candidates=task.candidates,
-                scenes=self._scenes,
-                access=self._access,
-                ranks=self._ranks,
-                pool=self._io,
+            stacks = (
+                read_stack(
+                    box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
+                    periods=self._plan.periods,
+                    candidates=task.candidates,
+                    scenes=self._scenes,
+                    access=self._access,
+                    ranks=self._ranks,
+                    pool=self._io,
+                ),
             )
-        self._context.encoder.stage(stack)
-        return stack
+        self._context.encoder.stage(stacks)
+        return stacks
 
     def __enter__(self) -> Self:
         return self

@@ -14,11 +14,13 @@ from pipeline.errors import DataError
 from pipeline.plan import grid
 from pipeline.types import (
     BLOCK_PX,
+    NO_CLEAR,
     PIXEL_M,
     Box,
     Calibration,
     GridSpec,
     Int8Embedding,
+    Quality,
     Reason,
     Receipt,
     Stack,
@@ -53,11 +55,11 @@ class Encoder(Protocol):
         """Device seconds worked so far."""
         ...
 
-    def stage(self, stacks: Stack) -> None:
+    def stage(self, stacks: Sequence[Stack]) -> None:
         """Begin to bring a tile's pixels to the device while the tile before is in work."""
         ...
 
-    def encode(self, stacks: Stack, origins: Sequence[tuple[int, int]]) -> WindowFields:
+    def encode(self, stacks: Sequence[Stack], origins: Sequence[tuple[int, int]]) -> WindowFields:
         """Token fields of the windows at ``origins``, on the device."""
         ...
 
@@ -109,13 +111,15 @@ class TileContext:
     at: At
 
 
-def run_tile(task: Task, attempt: int, *, reading: Future[Stack], context: TileContext) -> tuple[Receipt, bool]:
+def run_tile(
+    task: Task, attempt: int, *, reading: Future[tuple[Stack, ...]], context: TileContext
+) -> tuple[Receipt, bool]:
     """Compute, write and commit one tile.
 
     Args:
         task: What to compute.
         attempt: Number of this attempt, recorded before the tile's reading began.
-        reading: The tile's pixels, being read.
+        reading: The tile's pixels, one Stack per sensor, being read.
         context: What all tiles share.
 
     Returns:
@@ -126,14 +130,14 @@ def run_tile(task: Task, attempt: int, *, reading: Future[Stack], context: TileC
     """
     c, name = context, task.tile.id
     origins = grid.tile_windows(task.tile, task.blocks, c.grid)
-    stack = reading.result()
+    stacks = reading.result()
     c.at("read", name)
     busy = c.encoder.busy_s
     with c.clock.stage("encode"):
-        fields = c.encoder.encode(stack, origins)
+        fields = c.encoder.encode(stacks, origins)
     c.at("encoded", name)
     with c.clock.stage("stitch"):
-        result, maps = finish(task, stack, fields, origins=origins, context=c)
+        result, maps = finish(task, stacks, fields, origins=origins, context=c)
     c.at("stitched", name)
     c.commits.intent(name, attempt, task.fingerprint, blocks=task.blocks)
     c.at("intended", name)
@@ -148,12 +152,12 @@ def run_tile(task: Task, attempt: int, *, reading: Future[Stack], context: TileC
         windows=encoded,
         tokens=task.estimate.tokens // task.estimate.windows * encoded,
         flops=task.estimate.flops / task.estimate.windows * encoded,
-        bytes_read=stack.bytes_read,
+        bytes_read=sum(stack.bytes_read for stack in stacks),
         bytes_written=written,
         peak_bytes=c.memory.peak_bytes(),
         busy_s=c.encoder.busy_s - busy,
     )
-    receipt = _receipt(task, stack, result, objects=objects, usage=usage, attempt=attempt, calibration=c.calibration)
+    receipt = _receipt(task, stacks, result, objects=objects, usage=usage, attempt=attempt, calibration=c.calibration)
     won = c.commits.commit(receipt)
     c.at("committed", name)
     return receipt, won
@@ -161,7 +165,7 @@ def run_tile(task: Task, attempt: int, *, reading: Future[Stack], context: TileC
 
 def finish(
     task: Task,
-    stack: Stack,
+    stacks: Sequence[Stack],
     fields: WindowFields,
     *,
     origins: Sequence[tuple[int, int]],
@@ -177,7 +181,7 @@ def finish(
     codes = quantize.TileCodes(box, context.calibration, like=fields.values)
     reason = np.full(box.shape, Reason.NOT_REQUESTED, np.uint8)
     n_obs = np.zeros(box.shape, np.uint8)
-    failed_cells = {source.cell_id for source in stack.sources if source.skipped}
+    failed_cells = {source.cell_id for stack in stacks for source in stack.sources if source.skipped}
     for block_row, group in groupby(task.blocks, key=lambda block: block[0]):
         blocks = tuple(group)
         place = _token_box(tile, blocks, spec)
@@ -188,7 +192,7 @@ def finish(
         for block in blocks:
             ground = tile.block_box(*block)
             part = spec.on_store(ground)
-            seen, own = _seen(stack, ground, spec.token_px), grid.owned(part)
+            seen, own = _seen(stacks, ground, spec.token_px), grid.owned(part)
             valid = codes.fill(tokens, (seen > 0) & own, part)
             # a block lies in one cell; only there can an unreadable scene be the reason for a hole
             missing = Reason.READ_FAILED if grid.cells_of(ground)[0].id in failed_cells else Reason.NO_OBSERVATION
@@ -196,7 +200,12 @@ def finish(
             reason[cut] = np.select([~own, valid], [Reason.OTHER_ZONE, Reason.VALID], missing)
             n_obs[cut] = np.where(own, seen, 0)
     result = Int8Embedding(
-        codes=codes.to_host(), reason=reason, n_obs=n_obs, box=box, clipped=codes.clipped_share(reason == Reason.VALID)
+        codes=codes.to_host(),
+        reason=reason,
+        n_obs=n_obs,
+        box=box,
+        clipped=codes.clipped_share(reason == Reason.VALID),
+        quality=tuple(_quality(task, stack.quality) for stack in stacks if stack.quality is not None),
     )
     return result, _classified(task, result, context=context)
 
@@ -214,12 +223,27 @@ def _token_box(tile: Tile, blocks: Sequence[tuple[int, int]], spec: GridSpec) ->
     )
 
 
-def _seen(stack: Stack, box: Box, token_px: int) -> NDArray[np.uint8]:
-    """Periods in which a pixel of the store has an observation, (row, col) uint8 over a 10 m box.
+def _quality(task: Task, quality: Quality) -> Quality:
+    """The part of a composite's quality that lies over the wanted blocks, laid over the whole tile."""
+    box = task.tile.box.cover(BLOCK_PX * PIXEL_M)
+    shape = (len(quality.scenes), *box.shape)
+    clear = np.full(shape, NO_CLEAR, np.uint8)
+    scenes, first_day = np.zeros(shape, np.uint8), np.zeros(shape, np.uint16)
+    for block_row, block_col in task.blocks:
+        block = task.tile.block_box(block_row, block_col).cover(BLOCK_PX * PIXEL_M)
+        row, col = (place.start for place in block.slices_in(quality.box))
+        clear[:, block_row, block_col] = quality.clear_pct[:, row, col]
+        scenes[:, block_row, block_col] = quality.scenes[:, row, col]
+        first_day[:, block_row, block_col] = quality.first_day[:, row, col]
+    return Quality(box=box, clear_pct=clear, scenes=scenes, first_day=first_day)
+
+
+def _seen(stacks: Sequence[Stack], box: Box, token_px: int) -> NDArray[np.uint8]:
+    """Periods in which a pixel of the store has an observation of any sensor, (row, col) uint8 over a 10 m box.
 
     A token counts in every period in which any of its 10 m pixels is observed: then it takes part in attention.
     """
-    seen = assemble.observed_per_period(stack, box)
+    seen = np.logical_or.reduce([assemble.observed_per_period(stack, box) for stack in stacks])
     if token_px > 1:
         height, width = box.height // token_px, box.width // token_px
         seen = np.asarray(seen.reshape(len(seen), height, token_px, width, token_px).any(axis=(2, 4)))
@@ -240,7 +264,7 @@ def _classified(task: Task, result: Int8Embedding, *, context: TileContext) -> M
 
 def _receipt(
     task: Task,
-    stack: Stack,
+    stacks: Sequence[Stack],
     result: Int8Embedding,
     *,
     objects: tuple[tuple[str, str], ...],
@@ -249,14 +273,14 @@ def _receipt(
     calibration: Calibration,
 ) -> Receipt:
     valid_px = int((result.reason == Reason.VALID).sum())
-    status = "degraded" if stack.degraded else "done" if valid_px else "empty"
+    status = "degraded" if any(stack.degraded for stack in stacks) else "done" if valid_px else "empty"
     return Receipt(
         tile_id=task.tile.id,
         fingerprint=task.fingerprint,
         status=status,
         blocks=task.blocks,
         objects=objects,
-        sources=stack.sources,
+        sources=tuple(source for stack in stacks for source in stack.sources),
         usage=usage,
         attempt=attempt,
         calibration=calibration.hash,

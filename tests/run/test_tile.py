@@ -69,7 +69,7 @@ def finished(spec, *, task=None, holes=(), count=2, heads=(), encoder=None, sour
     origins = grid.tile_windows(task.tile, task.blocks, spec)
     stack = replace(make_stack(grid.read_box(task.tile, origins, spec), count=count, holes=holes), sources=sources)
     fields = encoder.encode(stack, origins)
-    result, maps = finish(task, stack, fields, origins=origins, context=context_of(spec, encoder, heads))
+    result, maps = finish(task, (stack,), fields, origins=origins, context=context_of(spec, encoder, heads))
     return result, maps, stack, origins, encoder
 
 
