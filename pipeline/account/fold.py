@@ -92,6 +92,7 @@ class Summary:
         utilisation: Busy / allocated of the device that encodes (GPU if there is one, else cores).
         goodput: Useful / allocated of that device.
         stage_s: (stage, thread-seconds) of all attempts and leases; stages overlap.
+        network: (counter, sum over the processes) of the traffic with the archives; empty when none was counted.
         usage: Sum over all attempts that ended (peak_bytes: maximum); stage_s is left empty.
         km2: Committed area inside the request, None when unknown.
         device_s_per_km2: Allocated device seconds per km2.
@@ -118,6 +119,7 @@ class Summary:
     utilisation: float | None
     goodput: float | None
     stage_s: tuple[tuple[str, float], ...]
+    network: tuple[tuple[str, int], ...]
     usage: Usage
     km2: float | None
     device_s_per_km2: float | None
@@ -155,6 +157,7 @@ class _Life:
     ended: bool
     cpu_s: float | None
     stage_s: tuple[tuple[str, float], ...]
+    network: tuple[tuple[str, int], ...]
     attempts: tuple[_Attempt, ...]
 
 
@@ -201,6 +204,7 @@ def fold(
         utilisation=_per(busy, head.allocated),
         goodput=_per(head.useful, head.allocated),
         stage_s=_stages(lives),
+        network=_network(lives),
         usage=_total(a.usage for a in attempts),
         km2=km2,
         device_s_per_km2=_per(head.allocated * HOUR_S, km2),
@@ -224,7 +228,8 @@ def _life(lease: str, events: Sequence[Event]) -> _Life:
     start = next((e for e in events if isinstance(e, LeaseStart)), None)
     end = next((e for e in events if isinstance(e, LeaseEnd)), None)
     last_s = max(e.mono_s for e in events)
-    cpu = [e.cpu_s for e in events if isinstance(e, Heartbeat | LeaseEnd) and e.cpu_s is not None]
+    signs = [e for e in events if isinstance(e, Heartbeat | LeaseEnd)]
+    cpu = [e.cpu_s for e in signs if e.cpu_s is not None]
     return _Life(
         lease=lease,
         held=start.held if start else None,
@@ -232,6 +237,7 @@ def _life(lease: str, events: Sequence[Event]) -> _Life:
         ended=end is not None,
         cpu_s=max(cpu, default=None),
         stage_s=end.stage_s if end else (),
+        network=signs[-1].network if signs else (),  # the events are in order and the counters only rise
         attempts=_attempts(lease, events, last_s=last_s),
     )
 
@@ -347,6 +353,14 @@ def _instances(lives: Iterable[_Life]) -> tuple[InstanceCost, ...]:
         )
         for (name, price), hours in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] or 0.0))
     )
+
+
+def _network(lives: Iterable[_Life]) -> tuple[tuple[str, int], ...]:
+    total: Counter[str] = Counter()
+    for life in lives:
+        for name, count in life.network:
+            total[name] += count
+    return tuple(sorted(total.items()))
 
 
 def _stages(lives: Iterable[_Life]) -> tuple[tuple[str, float], ...]:

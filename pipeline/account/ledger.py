@@ -39,6 +39,8 @@ LOG = logging.getLogger(__name__)
 _NAME = r"^[A-Za-z0-9_.@-]{0,200}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 """An identifier. Nothing with a slash, colon or question mark fits, so no URL does."""
+Network = tuple[tuple[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], int], ...]
+"""Counters of a process's traffic so far, by name: ``requests``, ``bytes``, ``retries``, ``failures``, ..."""
 AttemptStatus = Literal["won", "duplicate", "failed", "stopped"]
 LeaseEndReason = Literal["finished", "stopped", "failed", "budget"]
 
@@ -125,9 +127,10 @@ class AttemptEnd(Header):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat(Header):
-    """The process is alive; ``cpu_s`` is its user+system time so far, children included."""
+    """The process is alive; ``cpu_s`` is its user+system time so far, children included, ``network`` its traffic."""
 
     cpu_s: float | None
+    network: Network = ()
     event: Literal["heartbeat"] = "heartbeat"
 
 
@@ -138,6 +141,7 @@ class LeaseEnd(Header):
     reason: LeaseEndReason
     cpu_s: float | None
     stage_s: tuple[tuple[str, float], ...]
+    network: Network = ()
     event: Literal["lease_end"] = "lease_end"
 
 
@@ -187,9 +191,14 @@ class Clock:
 
 
 class _Recorder(ABC):
-    """Builds events and numbers them; safe for several threads. ``_put`` stores one."""
+    """Builds events and numbers them; safe for several threads. ``_put`` stores one.
+
+    Attributes:
+        network: Gives the traffic of the process so far, for heartbeats and the end; set once the readers exist.
+    """
 
     def __init__(self, run_id: str, *, lease: str, clock: Clock, cpu_s: Callable[[], float] | None) -> None:
+        self.network: Callable[[], Network] = tuple
         if not run_id or not re.fullmatch(_NAME, run_id):
             raise InvalidInputError(f"run id {run_id!r} must be letters, digits, '_', '.', '@' and '-'")
         self.run_id = run_id
@@ -241,12 +250,14 @@ class _Recorder(ABC):
     def heartbeat(self) -> None:
         """See ``Ledger``."""
         with self._lock:
-            self._put(Heartbeat(**self._header(), cpu_s=self._cpu()))
+            self._put(Heartbeat(**self._header(), cpu_s=self._cpu(), network=self.network()))
 
     def lease_end(self, reason: LeaseEndReason, *, stage_s: tuple[tuple[str, float], ...] = ()) -> None:
         """See ``Ledger``."""
         with self._lock:
-            self._put(LeaseEnd(**self._header(), reason=reason, cpu_s=self._cpu(), stage_s=stage_s))
+            self._put(
+                LeaseEnd(**self._header(), reason=reason, cpu_s=self._cpu(), stage_s=stage_s, network=self.network())
+            )
 
     @abstractmethod
     def _put(self, event: Event) -> None:

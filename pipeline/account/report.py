@@ -63,6 +63,8 @@ def _quantities(summary: Summary) -> Table:
     )
     for name, value in rows:
         table.add_row(name, value)
+    for name, count in summary.network:
+        table.add_row(f"archive: {name}", _bytes(count) if name == "bytes" else f"{count:,}")
     return table
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipeline.account import prices
+from pipeline.account.fold import fold
 from pipeline.account.ledger import (
     AttemptEnd,
     Clock,
@@ -208,3 +209,17 @@ def test_heartbeats_end_quietly_when_the_ledger_cannot_be_written(caplog):
 
 def test_no_ledger_is_an_empty_one(tmp_path):
     assert read(tmp_path).events == ()
+
+
+def test_the_traffic_of_a_process_is_its_last_count_and_of_a_run_the_sum(tmp_path):
+    for run, counts in (("a", [(("requests", 5), ("retries", 1)), (("requests", 9), ("retries", 2))]), ("b", [()])):
+        with JsonlLedger(tmp_path, run) as ledger:
+            ledger.lease_start(Lease(device="cpu", device_name="t", gpus=0, cores=1))
+            for count in counts:
+                ledger.network = lambda count=count: count
+                ledger.heartbeat()
+    with JsonlLedger(tmp_path, "c") as ledger:
+        ledger.lease_start(Lease(device="cpu", device_name="t", gpus=0, cores=1))
+        ledger.network = lambda: (("requests", 1),)
+        ledger.lease_end("finished")
+    assert fold(read(tmp_path), winners=()).network == (("requests", 10), ("retries", 2))
