@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.plan.flops import S2, flops_per_window, tokens_per_window
-from pipeline.types import BLOCK_PX, CELL_PX, Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
+from pipeline.types import BLOCK_PX, CELL_PX, PIXEL_M, Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RATES",
     "DeviceRate",
+    "Feed",
     "Price",
     "Rate",
     "device_rate",
@@ -133,6 +134,21 @@ class Price(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """What decides how much of a sensor is read.
+
+    Attributes:
+        sensor: Its name.
+        composite: How a period becomes one image.
+        resampling: How coarse bands reach 10 m.
+    """
+
+    sensor: str = S2
+    composite: str = "scl_first_valid"
+    resampling: str = "bilinear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """Speed and price of the machine that will run.
 
@@ -141,7 +157,8 @@ class Rate:
         flops_per_s: Measured speed of one device (CPU: one core); None: taken from ``RATES``.
         usd_per_hour: Price of the machine; None when unknown.
         devices: Devices (CPU: cores) of that machine that work at once.
-        encoders: Encoder threads of one process, for the memory model.
+        encoders: Encoder threads or processes, for the memory model.
+        encoder_bytes: Private memory of one encoder process; 0: they are threads of this one.
     """
 
     numerics: Numerics
@@ -149,6 +166,7 @@ class Rate:
     usd_per_hour: float | None = None
     devices: int = 1
     encoders: int = 1
+    encoder_bytes: int = 0
 
     def speed(self, dims: int) -> float | None:
         """Floating point operations per second of one device for tokens of width ``dims``, None when unknown."""
@@ -170,9 +188,23 @@ def rate_for(numerics: Numerics, *, price: Price | None = None, encoders: int = 
 
 # --- bytes and memory -------------------------------------------------------------------------------------------------
 
-NATIVE = ((10, 4, 0), (20, 6, 2), (60, 2, 2))
-"""(resolution in metres, Sentinel-2 bands, pixels of margin) of what is read."""
-SCL_RES_M = 20
+_S2 = ((10, 4, 0, 2), (20, 6, 2, 2), (60, 2, 2, 2))
+NATIVE = {
+    ("sentinel2_l2a", "bilinear"): _S2,
+    ("sentinel2_l2a", "pretrain"): _S2,
+    ("sentinel1", "bilinear"): ((10, 2, 0, 4),),
+    ("sentinel1", "pretrain"): ((10, 2, 0, 4),),
+    ("landsat", "bilinear"): ((10, 11, 0, 2),),
+    ("landsat", "pretrain"): ((10, 1, 0, 2), (20, 10, 0, 2)),
+}
+"""(resolution in metres, bands, pixels of margin, bytes of a value) of what a Stack holds, by sensor and resampling."""
+RANK_RES_M = 80
+"""Resolution of the classification that ranks a cell's scenes: the second overview of a 20 m file."""
+CLASS_RES_M = 20
+RANKED = ("scl_first_valid", "scl_best_clear", "first_clear", "omnicloudmask")
+"""Composites that look at every candidate's classification over the whole cell."""
+MASKED = ("first_clear", "median")
+"""Composites that read the classification of what they use at full resolution."""
 STORE_RATIO = 1.7
 """Raw bytes per stored byte of int8 vectors at 10 m (Blosc zstd 1 with bitshuffle, interpolated from patch 4)."""
 TOKEN_RATIO = 1.2
@@ -207,11 +239,9 @@ def estimate_tile(
     candidates: Sequence[Candidates],
     cell_shares: Mapping[Cell, float],
     rate: Rate,
-    sensors: tuple[str, ...] = (S2,),
+    feeds: tuple[Feed, ...] = (Feed(),),
 ) -> Estimate:
     """Price one tile.
-
-    Bytes read and the memory of stacks are Sentinel-2's, the one sensor that can be read.
 
     Args:
         windows: Encoder windows evaluated.
@@ -220,15 +250,16 @@ def estimate_tile(
         grid: The window lattice.
         periods: Time steps.
         read_box: 10 m box under all windows.
-        candidates: Per cell and period.
+        candidates: Per sensor, cell and period.
         cell_shares: Share of each cell's ranking that this tile carries: a cell is ranked once, whole, by whichever
             tile comes first, so the shares of a plan's tiles add up to one.
         rate: Speed and price.
-        sensors: Sensors that are fed.
+        feeds: Sensors that are fed.
 
     Raises:
         ConfigError: The model does not take a sensor.
     """
+    sensors = tuple(feed.sensor for feed in feeds)
     flops = windows * flops_per_window(card, grid, periods, sensors=sensors)
     speed = rate.speed(card.token_width)
     device_s = flops / speed if speed else 0.0
@@ -237,10 +268,19 @@ def estimate_tile(
         windows=windows,
         tokens=windows * tokens_per_window(card, grid, periods, sensors=sensors),
         flops=flops,
-        bytes_read=_bytes_read(read_box, candidates, cell_shares, periods=periods),
+        bytes_read=sum(
+            _bytes_read(
+                read_box,
+                [c for c in candidates if c.sensor == feed.sensor],
+                cell_shares,
+                periods=periods,
+                feed=feed,
+            )
+            for feed in feeds
+        ),
         bytes_written=_bytes_written(blocks, card=card, grid=grid),
         peak_bytes=_peak_bytes(
-            windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate, sensors=sensors
+            windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate, feeds=feeds
         ),
         device_s=device_s,
         usd=None if price is None or not speed else device_s / rate.devices * price / 3600.0,
@@ -268,16 +308,30 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
 
 
 def _bytes_read(
-    read_box: Box, candidates: Sequence[Candidates], cell_shares: Mapping[Cell, float], *, periods: int
+    read_box: Box, candidates: Sequence[Candidates], cell_shares: Mapping[Cell, float], *, periods: int, feed: Feed
 ) -> int:
-    """Decoded bytes: bands of one scene per period that has candidates, and the classification of every candidate."""
+    """Decoded bytes of one sensor: bands of the scenes that are used, and the classifications that are looked at.
+
+    One scene per period that has candidates; ``median`` uses them all.
+    """
     areas = {c.cell: _overlap(read_box, c.cell) for c in candidates}
     whole = sum(areas.values())
-    covered = sum(areas[c.cell] for c in candidates if c.scene_ids) / (whole * periods) if whole else 0.0
-    bands = sum(2 * count * _area(read_box.cover(res, pad_px=pad)) for res, count, pad in NATIVE)
-    cell_px = (CELL_PX * 10 // SCL_RES_M) ** 2
-    scl = sum(len(c.scene_ids) * cell_shares[c.cell] for c in candidates) * cell_px
-    return round(bands * periods * covered + scl)
+    if not whole:
+        return 0
+    used = [len(c.scene_ids) if feed.composite == "median" else min(1, len(c.scene_ids)) for c in candidates]
+    covered = sum(areas[c.cell] * count for c, count in zip(candidates, used, strict=True)) / (whole * periods)
+    bands = sum(size * count * _area(read_box.cover(res, pad_px=pad)) for res, count, pad, size in _native(feed))
+    classes = 0.0
+    if feed.sensor == S2 and feed.composite in RANKED:
+        cell_px = (CELL_PX * PIXEL_M // RANK_RES_M) ** 2
+        classes += sum(len(c.scene_ids) * cell_shares[c.cell] for c in candidates) * cell_px
+    if feed.sensor == S2 and feed.composite in MASKED:
+        classes += covered * periods * _area(read_box.cover(CLASS_RES_M))
+    return round(bands * periods * covered + classes)
+
+
+def _native(feed: Feed) -> tuple[tuple[int, int, int, int], ...]:
+    return NATIVE[feed.sensor, feed.resampling]
 
 
 def _bytes_written(blocks: int, *, card: ModelCard, grid: GridSpec) -> int:
@@ -303,14 +357,18 @@ def _peak_bytes(
     periods: int,
     read_box: Box,
     rate: Rate,
-    sensors: tuple[str, ...],
+    feeds: tuple[Feed, ...],
 ) -> int:
     """Host memory of the process at its fullest: everything below is alive while a tile is stitched and written.
 
     Windows and the stitched field are as wide as a token; only what leaves the head is as wide as what is written. On a
     GPU all of that stays on the device and codes come back.
     """
-    stack = sum(periods * (2 * count + 1) * _area(read_box.cover(res, pad_px=pad)) for res, count, pad in NATIVE)
+    stack = sum(
+        periods * (size * count + 1) * _area(read_box.cover(res, pad_px=pad))
+        for feed in feeds
+        for res, count, pad, size in _native(feed)
+    )
     codes = 2 * card.dims * (grid.tile_px // grid.token_px) ** 2
     always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack
     if rate.numerics.device != "cpu":
@@ -320,6 +378,8 @@ def _peak_bytes(
     head = 4 * card.dims if card.dims != width else 0  # the field before and after the student
     tokens = _area(read_box) // grid.patch_px**2 * (4 * width + head + 4)
     pixels = BLOCK_ARRAYS * 4 * card.dims * (BLOCK_PX // grid.token_px) ** 2
+    sensors = tuple(feed.sensor for feed in feeds)
     batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods, sensors=sensors)
     working = rate.encoders * batch * width * 4 * ACTIVATIONS
+    always += rate.encoders * rate.encoder_bytes
     return always + fields + tokens + max(pixels + codes, working)

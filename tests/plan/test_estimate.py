@@ -88,7 +88,7 @@ def test_work_of_a_tile_is_that_of_its_windows():
 
 def test_every_sensor_adds_its_tokens():
     model = replace(card(), sensors=("sentinel2_l2a", "sentinel1"))
-    both = tile(model=model, sensors=("sentinel2_l2a", "sentinel1"))
+    both = tile(model=model, feeds=(estimate.Feed(), estimate.Feed(sensor="sentinel1")))
     assert both.tokens == 2 * tile(model=model).tokens
     assert both.flops > 2 * tile(model=model).flops
 
@@ -152,7 +152,7 @@ def test_every_rate_names_its_source():
 def test_bytes_read_are_bands_of_one_scene_per_period_and_all_classifications():
     raw = 2 * (4 * 600**2 + 6 * 304**2 + 2 * 104**2)
     got = tile(found=candidates(3, 2)).bytes_read
-    assert got == pytest.approx(2 * raw + 5 * 1024**2 * 0.25, rel=1e-6)
+    assert got == pytest.approx(2 * raw + 5 * 256**2 * 0.25, rel=1e-6)
 
 
 def test_a_period_without_candidates_reads_nothing():
@@ -167,7 +167,46 @@ def test_bytes_read_of_a_box_over_two_cells_add_the_ranking_of_the_second():
     left = candidates(1, 1)
     both = left + tuple(replace(c, cell=other) for c in left)
     extra = tile(found=both, box=box).bytes_read - tile(found=left, box=box).bytes_read
-    assert extra == pytest.approx(2 * 1024**2 * 0.25, rel=1e-3)
+    assert extra == pytest.approx(2 * 256**2 * 0.25, rel=1e-3)
+
+
+def test_bytes_read_of_a_median_are_all_its_scenes_with_their_classification_at_full_resolution():
+    raw = 2 * (4 * 600**2 + 6 * 304**2 + 2 * 104**2)
+    got = tile(found=candidates(3, 2), feeds=(estimate.Feed(composite="median"),)).bytes_read
+    assert got == pytest.approx(5 * (raw + 300**2), rel=1e-6)
+
+
+def test_every_sensor_is_read_from_its_own_candidates():
+    radar = tuple(replace(c, sensor="sentinel1") for c in candidates(4, 0))
+    feeds = (estimate.Feed(), estimate.Feed(sensor="sentinel1", composite="first_valid"))
+    model = replace(card(), sensors=("sentinel2_l2a", "sentinel1"))
+    both = tile(model=model, found=candidates(1, 1) + radar, feeds=feeds).bytes_read
+    assert both - tile(found=candidates(1, 1)).bytes_read == 4 * 2 * 600**2
+
+
+@pytest.mark.parametrize(
+    ("feed", "bytes_per_px"),
+    [
+        (estimate.Feed(sensor="sentinel1"), 2 * 4 + 1),
+        (estimate.Feed(sensor="landsat"), 11 * 2 + 1),
+        (estimate.Feed(sensor="landsat", resampling="pretrain"), 3 + 21 / 4),
+    ],
+)
+def test_peak_memory_holds_the_stacks_of_every_sensor(feed, bytes_per_px):
+    model = replace(card(), sensors=("sentinel2_l2a", feed.sensor))
+    one, both = (tile(model=model, feeds=feeds).peak_bytes for feeds in ((estimate.Feed(),), (estimate.Feed(), feed)))
+    batch = flops.tokens_per_window(model, spec(), 2) * 4 * 128 * 4 * estimate.ACTIVATIONS
+    grown = both - one
+    assert (
+        estimate.READS_HELD * 2 * bytes_per_px * 600**2
+        <= grown
+        <= estimate.READS_HELD * 2 * bytes_per_px * 600**2 + batch
+    )
+
+
+def test_peak_memory_counts_encoder_processes():
+    threads = estimate.Rate(numerics=numerics(), encoders=8)
+    assert tile(rate=replace(threads, encoder_bytes=10**9)).peak_bytes - tile(rate=threads).peak_bytes == 8 * 10**9
 
 
 def test_bytes_written_follow_blocks_and_dims():
