@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 import shapely
 
-from pipeline.errors import DataError
-from pipeline.plan.items import BAND_RES_M, UnusableItemError, footprint_of, scene_from_item, unsigned, wrap
+from pipeline.errors import DataError, InvalidInputError
+from pipeline.plan.items import (
+    BAND_RES_M,
+    UnusableItemError,
+    WrongProductError,
+    acquired_of,
+    footprint_of,
+    scene_from_item,
+    unsigned,
+    wrap,
+)
 
 STAC = Path(__file__).resolve().parents[2] / "../shared/data/stac"
 ALL_BANDS = tuple(sorted(BAND_RES_M))
@@ -142,9 +151,116 @@ def test_the_baseline_decides_the_offset(baseline, offset):
     assert scene(item(**{"s2:processing_baseline": baseline})).boa_offset == offset
 
 
-def test_an_offset_that_earth_search_removed_is_added_again():
-    assert scene(item(**{"earthsearch:boa_offset_applied": True})).boa_offset == 1000
-    assert scene(item(**{"earthsearch:boa_offset_applied": False})).boa_offset == 0
+REMOVED = {"earthsearch:boa_offset_applied": True}
+
+
+@pytest.mark.parametrize(("applied", "added"), [(True, 1000), (False, 0)])
+@pytest.mark.parametrize("name", ["earthsearch", "sentinel"])
+def test_the_flag_of_earth_search_is_assumed_and_pixels_must_confirm_it(name, applied, added):
+    made = scene(item(**{f"{name}:boa_offset_applied": applied}))
+    assert (made.boa_offset, made.check_offset) == (added, True)
+
+
+def test_rewritten_files_without_the_flag_are_checked_too():
+    changed = item()
+    for band, asset in changed["assets"].items():
+        asset["href"] = f"https://sentinel-cogs.s3.us-west-2.amazonaws.com/x/{band}.tif"
+    assert scene(changed).check_offset
+    assert scene(item() | {"collection": "sentinel-s2-l2a-cogs"}).check_offset
+
+
+def test_no_pixels_are_asked_where_there_never_was_an_offset():
+    made = scene(item(**{"s2:processing_baseline": "03.01", "earthsearch:boa_offset_applied": False}))
+    assert (made.boa_offset, made.check_offset) == (1000, False)
+
+
+def test_an_item_that_can_be_trusted_is_not_checked():
+    assert not scene(item()).check_offset
+
+
+@pytest.mark.parametrize(("baseline", "offset", "added"), [("05.11", 0, 0), ("02.12", -0.1, 1000)])
+def test_baseline_and_raster_offset_that_contradict_each_other_are_settled_by_pixels(baseline, offset, added):
+    changed = item(**{"s2:processing_baseline": baseline})
+    for asset in changed["assets"].values():
+        asset["raster:bands"] = [{"offset": offset}]
+    made = scene(changed)
+    assert (made.boa_offset, made.check_offset) == (added, True)
+
+
+@pytest.mark.parametrize(("offset", "added"), [("present", 0), ("removed", 1000)])
+@pytest.mark.parametrize("properties", [{}, REMOVED, {"s2:processing_baseline": None}])
+def test_the_user_decides_over_item_and_pixels(offset, added, properties):
+    made = scene_from_item(item(**properties), base=SELF, sign=False, offset=offset)
+    assert (made.boa_offset, made.check_offset) == (added, False)
+
+
+@pytest.mark.parametrize("offset", ["auto", "present", "removed"])
+def test_below_baseline_4_there_is_no_offset_whatever_the_user_says(offset):
+    made = scene_from_item(item(**{"s2:processing_baseline": "02.14"}), base=SELF, sign=False, offset=offset)
+    assert made.boa_offset == 1000
+
+
+def test_an_unknown_offset_rule_or_sensor_is_refused():
+    with pytest.raises(InvalidInputError, match="offset 'maybe' must be one of auto, present, removed"):
+        scene_from_item(item(), base=SELF, sign=False, offset="maybe")
+    with pytest.raises(InvalidInputError, match="sensor 'modis' must be one of sentinel2_l2a"):
+        scene_from_item(item(), base=SELF, sign=False, sensor="modis")
+
+
+def test_the_originals_beside_rewritten_files_are_not_read():
+    changed = item(**REMOVED)
+    changed["assets"]["B02"] = {"href": "s3://sentinel-s2-l2a/x/B02.jp2", "type": "image/jp2"}
+    assert scene(changed).href("B02") is None
+    del changed["properties"]["earthsearch:boa_offset_applied"]
+    assert scene(changed).href("B02") is not None
+
+
+XML = "<n1:Level-2A_User_Product><BOA_QUANTIFICATION_VALUE unit='none'>10000</BOA_QUANTIFICATION_VALUE>{}</n1>"
+ADDED = "".join(f'<BOA_ADD_OFFSET band_id="{n}">-1000</BOA_ADD_OFFSET>' for n in range(13))
+
+
+def local(folder, xml, **properties):
+    (folder / "MTD_MSIL2A.xml").write_text(xml)
+    changed = item(**{"s2:processing_baseline": None, **properties})
+    changed["assets"]["product-metadata"] = {"href": "./MTD_MSIL2A.xml", "roles": ["metadata"]}
+    return changed
+
+
+@pytest.mark.parametrize(("offsets", "added"), [(ADDED, 0), ("", 1000)])
+@pytest.mark.parametrize("baseline", [None, "99.99"])
+def test_without_a_baseline_local_product_metadata_decide(tmp_path, offsets, added, baseline):
+    changed = local(tmp_path, XML.format(offsets), **{"s2:processing_baseline": baseline})
+    assert scene(changed, base=str(tmp_path / "items.json")).boa_offset == added
+
+
+def test_the_baseline_of_sen2cor_says_nothing():
+    with pytest.raises(DataError, match="does not say whether its DN hold"):
+        scene(item(**{"s2:processing_baseline": "99.99"}))
+
+
+def test_product_metadata_of_a_remote_catalogue_are_not_read(tmp_path):
+    changed = local(tmp_path, XML.format(ADDED))
+    changed["assets"]["product-metadata"]["href"] = (tmp_path / "MTD_MSIL2A.xml").as_uri()
+    with pytest.raises(DataError, match="does not say whether its DN hold"):
+        scene(changed)
+
+
+@pytest.mark.parametrize("xml", ["", "<html/>", "\0" * 10])
+def test_metadata_that_say_nothing_decide_nothing(tmp_path, xml):
+    with pytest.raises(DataError, match="does not say whether its DN hold"):
+        scene(local(tmp_path, xml), base=str(tmp_path / "items.json"))
+
+
+def test_a_huge_metadata_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.plan.sentinel2_items.MAX_XML_BYTES", 100)
+    with pytest.raises(DataError, match="does not say whether its DN hold"):
+        scene(local(tmp_path, XML.format(ADDED)), base=str(tmp_path / "items.json"))
+
+
+@pytest.mark.parametrize("offsets", [ADDED.replace("-1000", "-500"), ADDED.replace('"3">-1000', '"3">0')])
+def test_an_unusual_offset_of_metadata_is_refused(tmp_path, offsets):
+    with pytest.raises(DataError, match=r"S2A_TEST: product metadata give BOA_ADD_OFFSET \["):
+        scene(local(tmp_path, XML.format(offsets)), base=str(tmp_path / "items.json"))
 
 
 @pytest.mark.parametrize(("offset", "added"), [(-0.1, 0), (0, 1000)])
@@ -244,6 +360,63 @@ def test_what_is_no_item_is_refused(change):
         scene(item() | change)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../x", ".hidden", "a/b", "a b", "a\nb", "a\x1b[2J", "x" * 201, "ä", "a:b", "a\u2028b", 7, ["a"], "a\n"],
+)
+def test_an_id_that_is_no_safe_file_name_is_refused_and_not_shown_raw(name):
+    with pytest.raises(DataError, match="the id is refused, because it becomes the name of files") as caught:
+        scene(item() | {"id": name})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["A", "x" * 200, "S2A_MSIL2A_20230216T150721.SAFE", "a.b-c_d", "-1", "_"])
+def test_ordinary_ids_are_kept(name):
+    assert scene(item() | {"id": name}).id == name
+
+
+@pytest.mark.parametrize("collection", ["a\nb", "x" * 201, 5, {}, "https://x.example/a?sig=1", "u@x"])
+def test_a_collection_that_is_no_name_is_refused(collection):
+    with pytest.raises(DataError, match="is not a name of up to 200 of A-Z"):
+        scene(item() | {"collection": collection})
+
+
+@pytest.mark.parametrize("change", [{"properties": {}}, {"geometry": None, "bbox": None}, {"geometry": "a\nb"}])
+@pytest.mark.parametrize("read", [acquired_of, footprint_of])
+def test_refusals_before_the_id_is_known_to_be_safe_are_printable_too(read, change):
+    with pytest.raises(DataError) as caught:
+        read(item() | {"id": "a\n\x1bb", "properties": {}, "geometry": None, "bbox": None} | change)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("change", "mission"),
+    [
+        ({"platform": "sentinel-1a"}, "Sentinel-1"),
+        ({"platform": "LANDSAT_8"}, "Landsat"),
+        ({"constellation": "Sentinel-1"}, "Sentinel-1"),
+    ],
+)
+def test_an_item_of_another_mission_is_unusable(change, mission):
+    with pytest.raises(UnusableItemError, match=f"S2A_TEST is a {mission} item, Sentinel-2 is asked for"):
+        scene(item(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "S2B_24MVV_20250731_0_L1C"},
+        {"collection": "sentinel-2-l1c"},
+        {"properties": {"datetime": "2024-06-01T10:00:00Z", "s2:product_type": "S2MSI1C"}},
+        {"properties": {"datetime": "2024-06-01T10:00:00Z", "s2:product_uri": "S2B_MSIL1C_20250731T130249_N0511.SAFE"}},
+    ],
+)
+def test_level_1c_is_refused_with_the_reason(change):
+    with pytest.raises(WrongProductError, match=r"is Sentinel-2 Level-1C .*top-of-atmosphere"):
+        scene(item() | change)
+
+
 def test_a_null_geometry_falls_back_on_the_bbox():
     made = footprint_of(item() | {"geometry": None})
     assert made.equals(shapely.box(10, 48, 11, 49))
@@ -336,11 +509,40 @@ def test_a_local_item_reaches_plain_files_only(href):
         ("./B02.tif", SELF, "https://archive.example/v1/collections/s2/items/B02.tif"),
         ("../B02.tif", "s3://bucket/a/b/item.json", "s3://bucket/a/B02.tif"),
         ("//data.example/B02.tif", SELF, "https://data.example/B02.tif"),
+        ("B02.tif?sv=1&sr=c&sig=x", "/data/s2/items.json", "/data/s2/B02.tif"),
+        ("why?#2.tif", "/data/s2/items.json", "/data/s2/why?#2.tif"),
         ("s3://eodata/B02.jp2", SELF, "s3://eodata/B02.jp2"),
     ],
 )
 def test_hrefs_are_resolved_against_where_the_item_lies(href, base, found):
     assert scene(with_href(href), base=base).href("B02").href == found
+
+
+@pytest.mark.parametrize("href", ["https:///B02.tif", "s3://", "http://[x/B02.tif", "https://?sig=1"])
+def test_a_url_without_a_host_is_refused(href):
+    with pytest.raises(DataError, match="S2A_TEST, asset B02"):
+        scene(with_href(href))
+
+
+@pytest.mark.parametrize("base", ["ftp://archive.example/items.json", "vrt://x/items.json", "data:x"])
+def test_a_relative_href_does_not_take_on_a_scheme_that_is_refused(base):
+    with pytest.raises(DataError, match="is not the URL of a file"):
+        scene(with_href("B02.tif"), base=base)
+
+
+def test_an_alternate_href_stands_in_for_one_that_is_refused():
+    changed = with_href("/etc/passwd")
+    changed["assets"]["B02"]["alternate"] = {
+        "a": {"href": "file:///etc/passwd"},
+        "b": {"href": "s3://bucket/B02.tif?X-Amz-Signature=1"},
+    }
+    assert scene(changed).href("B02").href == "s3://bucket/B02.tif"
+
+
+def test_the_own_href_goes_before_alternates():
+    changed = item()
+    changed["assets"]["B02"]["alternate"] = {"s3": {"href": "s3://bucket/B02.tif"}}
+    assert scene(changed).href("B02").href == "https://data.example/B02.tif"
 
 
 def test_the_self_link_of_a_remote_item_wins_over_the_catalogue():
@@ -360,6 +562,11 @@ def test_a_relative_href_without_a_place_is_refused():
         ("https://x.example/a.tif?X-Amz-Signature=1&X-Amz-Date=2&versionId=7", "https://x.example/a.tif?versionId=7"),
         ("https://x.example/a.tif?token=1", "https://x.example/a.tif"),
         ("https://user:word@x.example/a.tif", "https://x.example/a.tif"),
+        ("https://d.cloudfront.net/a.tif?Policy=1&Signature=2&Key-Pair-Id=3", "https://d.cloudfront.net/a.tif"),
+        ("https://storage.googleapis.com/b/a.tif?X-Goog-Signature=1&X-Goog-Expires=2", "https://storage.googleapis.com/b/a.tif"),
+        ("https://x.example/a.tif?AWSAccessKeyId=1&Signature=2&Expires=3", "https://x.example/a.tif"),
+        ("https://x.example/a.tif?access_token=1&api_key=2&v=3", "https://x.example/a.tif?v=3"),
+        ("HTTPS://x.example/a.tif#sig=1", "https://x.example/a.tif"),
         ("https://x.example/a.tif?sp=2&b=%20c", "https://x.example/a.tif?sp=2&b=%20c"),
         ("https://x.example/Nodes(a)/$value", "https://x.example/Nodes(a)/$value"),
     ],
@@ -369,7 +576,19 @@ def test_signatures_are_not_kept_and_nothing_else_is_lost(href, kept):
     assert scene(with_href(href)).href("B02").href == kept
 
 
-def test_a_refusal_does_not_show_the_signature():
+@pytest.mark.parametrize(
+    ("href", "base"),
+    [
+        ("ftp://user:hunter2@x.example/a.tif?sig=hunter2", SELF),
+        ("B02.tif?sig=hunter2", None),
+        ("//user:hunter2@/a.tif?sig=hunter2", SELF),
+        ("/a.tif?sig=hunter2", SELF),
+        ("https://user:hunter2@/a.tif?sig=hunter2#hunter2", SELF),
+        ("file://user:hunter2@host/a.tif?sig=hunter2", "/data/items.json"),
+        ("/vsicurl/https://x.example/a.tif?sig=hunter2", "/data/items.json"),
+    ],
+)
+def test_a_refusal_does_not_show_the_signature(href, base):
     with pytest.raises(DataError) as caught:
-        scene(with_href("ftp://user:hunter2@x.example/a.tif?sig=hunter2"))
+        scene(with_href(href), base=base)
     assert "hunter2" not in str(caught.value)
