@@ -7,16 +7,14 @@ therefore goes into fingerprints; everything else may change between two runs of
 from __future__ import annotations
 
 import difflib
-import math
-from datetime import UTC, date, datetime, timedelta
+from datetime import date  # noqa: TC003  (pydantic reads the annotations)
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.errors import ConfigError, InvalidInputError
-from pipeline.types import Period
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -289,38 +287,6 @@ class Settings(_Section):
         if len(set(names)) != len(names):
             raise ValueError(f"maps have the same name twice: {names}")
         return maps
-
-    def periods(self, *, today: date) -> tuple[Period, ...]:
-        """The half-open periods of the request, anchored at the start date.
-
-        Raises:
-            InvalidInputError: Dates missing, reversed, in the future, or more than 12 periods.
-        """
-        if self.start is None or self.end is None:
-            raise InvalidInputError("start and end are needed: --start 2024-03-01 --end 2024-09-01 (end is exclusive)")
-        if self.end <= self.start:
-            raise InvalidInputError(f"end {self.end} is not after start {self.start}; the end is exclusive")
-        if self.start > today:
-            raise InvalidInputError(f"start {self.start} lies in the future (today is {today}): no scene exists yet")
-        if self.end > today + timedelta(days=1):
-            raise InvalidInputError(f"end {self.end} lies in the future (today is {today}): use --end {today}")
-        days, step = (self.end - self.start).days, int(self.inputs.period_days)
-        count = math.ceil(days / step)
-        if count > MAX_PERIODS:
-            raise InvalidInputError(
-                f"{self.start} to {self.end} makes {count} periods of {step} days, models take at most {MAX_PERIODS}: "
-                f"use --end {self.start + timedelta(days=step * MAX_PERIODS)} or a longer inputs.period_days"
-            )
-        first = datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC)
-        last = datetime(self.end.year, self.end.month, self.end.day, tzinfo=UTC)
-        return tuple(
-            Period(
-                index=i,
-                start=first + timedelta(days=step * i),
-                end=min(first + timedelta(days=step * (i + 1)), last),
-            )
-            for i in range(count)
-        )
 
 
 def load(path: str | None, *, overrides: Iterable[str] = (), values: dict[str, Any] | None = None) -> Settings:

@@ -6,14 +6,8 @@ from datetime import date
 
 import pytest
 
-from pipeline.config import Settings, load, valid_keys
-from pipeline.errors import ConfigError, InvalidInputError
-
-TODAY = date(2026, 11, 21)
-
-
-def periods(start, end, **inputs):
-    return Settings(start=start, end=end, inputs=inputs).periods(today=TODAY)
+from pipeline.config import load, valid_keys
+from pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -82,37 +76,6 @@ def test_stitching_and_resolution_follow_the_model():
     assert (encode.token_px(192), encode.token_px(768)) == (1, encode.patch_px)
     fixed = load(None, overrides=["encode.stitch=blend", "encode.resolution=pixel"]).encode
     assert (fixed.stitching(absolute=True), fixed.token_px(768)) == ("blend", 1)
-
-
-def test_periods_are_half_open_and_the_last_one_may_be_shorter():
-    got = periods(date(2024, 1, 1), date(2024, 3, 10))
-    assert [(p.start.date(), p.end.date()) for p in got] == [
-        (date(2024, 1, 1), date(2024, 1, 31)),
-        (date(2024, 1, 31), date(2024, 3, 1)),
-        (date(2024, 3, 1), date(2024, 3, 10)),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "message"),
-    [
-        (date(2024, 2, 1), date(2024, 1, 1), "not after start"),
-        (date(2024, 2, 1), date(2024, 2, 1), "not after start"),
-        (date(2027, 1, 1), date(2027, 3, 1), "future"),
-        (date(2026, 10, 1), date(2026, 12, 24), "future"),
-        (date(2022, 1, 1), date(2024, 1, 1), "at most"),
-        (None, date(2024, 1, 1), "needed"),
-    ],
-)
-def test_impossible_dates_are_refused(start, end, message):
-    with pytest.raises(InvalidInputError, match=message):
-        periods(start, end)
-
-
-def test_twelve_periods_are_the_limit():
-    assert len(periods(date(2024, 1, 1), date(2024, 12, 26))) == 12
-    with pytest.raises(InvalidInputError, match="13 periods"):
-        periods(date(2024, 1, 1), date(2024, 12, 27))
 
 
 def test_two_maps_of_one_name_are_refused():

@@ -7,6 +7,7 @@ module may be stored and shown: it holds no password, no signature and no token.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
@@ -30,6 +31,11 @@ _SIGNED_KEYS = frozenset([
 ])  # fmt: skip
 """AWS version 2, Google version 2, CloudFront, Alibaba, and the usual names of tokens and keys."""
 _SIGNED_STARTS = ("x-amz-", "x-goog-", "x-oss-")
+
+
+def redact(text: str) -> str:
+    """Text without passwords and query strings of URLs."""
+    return re.sub(r"\?[^\s'\")>]+", "?...", re.sub(r"://[^/\s@]*@", "://", text))
 
 
 def href_of(asset: dict[str, Any], *, item: dict[str, Any], base: str | None, band: str, prefer: str = "") -> str:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError, InvalidInputError, NoDataError, OutputError
+from pipeline.config import SENSOR_ORDER
+from pipeline.errors import ConfigError, DataError, InvalidInputError, NoDataError, OutputError
 from pipeline.plan import aoi, catalog, estimate, grid, select
+from pipeline.plan.periods import periods_of
 from pipeline.types import (
     Area,
     Calibration,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Settings
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Raised whenever the same inputs would give other bytes; part of every fingerprint."""
 COARSEST_RES_M = 60
 """Coarsest native resolution; its layer, with its margin, reaches furthest beyond the windows."""
@@ -95,7 +97,8 @@ def make_plan(
         InvalidInputError: Area or dates are wrong.
         NoDataError: The catalogue has no scene at all for the area and dates.
     """
-    periods = settings.periods(today=now.date())
+    periods = periods_of(settings, today=now.date())
+    _note_short(periods, settings, note=note)
     area = _area(settings)
     note("laying the lattice over the area")
     wanted = [
@@ -107,13 +110,10 @@ def make_plan(
         raise NoDataError(f"the area of {area.km2:.6f} km2 touches no block of the lattice")
     cells_by_tile = {tile: _cells(tile, basis.grid) for tile, _ in wanted}
     cells = sorted({cell for group in cells_by_tile.values() for cell in group})
-    source = catalog.open_catalog(settings.inputs.catalog)
-    note(f"searching {settings.inputs.catalog} for {len(periods)} periods over {len(cells)} cells")
-    scenes = catalog.scenes_of(source, collection="sentinel-2-l2a", geometry=_cells_geometry(cells), periods=periods)
-    by_cell = _candidates(settings, scenes, cells, periods)
-    _refuse_nothing(settings, by_cell)
+    scenes, by_cell = _search(settings, cells, periods, note=note)
     recipe = recipe_of(settings, basis, periods)
     used = {sid for group in by_cell.values() for c in group for sid in c.scene_ids}
+    feeds = feeds_of(settings)
     shares = {cell: 1 / count for cell, count in Counter(c for group in cells_by_tile.values() for c in group).items()}
     tasks = tuple(
         _task(
@@ -124,10 +124,12 @@ def make_plan(
             basis=basis,
             recipe=recipe,
             periods=periods,
+            feeds=feeds,
         )
         for tile, blocks in wanted
     )
-    empty = tuple(p.index for p in periods if not any(group[p.index].scene_ids for group in by_cell.values()))
+    seen = {c.period for group in by_cell.values() for c in group if c.scene_ids}
+    empty = tuple(p.index for p in periods if p.index not in seen)
     return Plan(
         id=content_hash([recipe, [[t.fingerprint, t.blocks] for t in tasks]]),
         recipe=recipe,
@@ -187,10 +189,7 @@ def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> s
         {
             "algorithm": ALGORITHM,
             "periods": [[p.start, p.end] for p in periods],
-            "collection": settings.inputs.sentinel2.collection,
-            "composite": settings.inputs.sentinel2.composite,
-            "max_cloud_pct": settings.inputs.sentinel2.max_cloud_pct,
-            "max_candidates": settings.inputs.sentinel2.max_candidates,
+            "inputs": _pixel_inputs(settings),
             "output": basis.model.output,
             "grid": asdict(basis.grid),
             "weights": basis.model.sha256,
@@ -199,6 +198,83 @@ def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> s
             "calibration": basis.calibration.hash,
         }
     )
+
+
+def feeds_of(settings: Settings) -> tuple[estimate.Feed, ...]:
+    """What decides how much is read, one per sensor."""
+    inputs = settings.inputs
+    return tuple(
+        estimate.Feed(sensor=name, composite=inputs.of(name).composite, resampling=inputs.resampling)
+        for name in inputs.sensors
+    )
+
+
+def _pixel_inputs(settings: Settings) -> dict[str, Any]:
+    """The part of ``inputs`` that decides pixels: not where files come from nor who pays for them."""
+    inputs = settings.inputs
+    return {
+        "resampling": inputs.resampling,
+        "sensors": [
+            {"sensor": name} | inputs.of(name).model_dump(mode="json", exclude={"catalog", "requester_pays"})
+            for name in inputs.sensors
+        ],
+    }
+
+
+def _search(
+    settings: Settings, cells: Sequence[Cell], periods: tuple[Period, ...], *, note: Callable[[str], None]
+) -> tuple[tuple[Scene, ...], dict[Cell, tuple[Candidates, ...]]]:
+    """All scenes, sorted by id, and the candidates of every cell: sensor by sensor, then by period."""
+    inputs, geometry = settings.inputs, _cells_geometry(cells)
+    found: dict[str, Scene] = {}
+    by_cell: dict[Cell, tuple[Candidates, ...]] = dict.fromkeys(cells, ())
+    for name in inputs.sensors:
+        own, place = inputs.of(name), inputs.catalog_of(name)
+        note(f"searching {place} for {name}: {len(periods)} periods over {len(cells)} cells")
+        scenes = catalog.find(
+            place,
+            sensor=name,
+            collection=own.collection,
+            geometry=geometry,
+            periods=periods,
+            offset=inputs.sentinel2.offset,
+            note=note,
+        )
+        for scene in scenes:
+            if found.setdefault(scene.id, scene) != scene:
+                raise DataError(f"{name} and {found[scene.id].sensor} both have a scene with the id {scene.id}")
+        selector, rule = select.Selector(scenes), select.rule_of(inputs, name)
+        for cell in cells:
+            by_cell[cell] += selector.candidates(cell, periods=periods, rule=rule)
+        _note_periods(name, by_cell, periods, note=note)
+    _refuse_nothing(settings, by_cell, periods)
+    return tuple(found[key] for key in sorted(found)), by_cell
+
+
+def _note_short(periods: Sequence[Period], settings: Settings, *, note: Callable[[str], None]) -> None:
+    """Say that what is left over makes a shorter period: its image has fewer scenes to choose from."""
+    days = settings.inputs.period_days
+    for period in (periods[0], periods[-1]):
+        length = (period.end - period.start).total_seconds() / 86_400
+        if days != "month" and settings.inputs.periods is None and length < days:
+            note(f"the period from {period.start:%Y-%m-%d} has {length:g} days only, the others {days}")
+            return
+
+
+def _note_periods(
+    sensor: str,
+    by_cell: Mapping[Cell, tuple[Candidates, ...]],
+    periods: Sequence[Period],
+    *,
+    note: Callable[[str], None],
+) -> None:
+    """Say which periods have no scene of a sensor anywhere: the model takes them as missing."""
+    seen = {c.period for group in by_cell.values() for c in group if c.sensor == sensor and c.scene_ids}
+    missing = [f"{p.start:%Y-%m-%d}" for p in periods if p.index not in seen]
+    if missing and seen:
+        note(f"no scene of {sensor} in the periods from {', '.join(missing)}: missing there")
+    elif missing:
+        note(f"no scene of {sensor} at all: missing everywhere")
 
 
 def _area(settings: Settings) -> Area:
@@ -219,33 +295,23 @@ def _cells_geometry(cells: Sequence[Cell]) -> BaseGeometry:
     return shapely.union_all([select.cell_polygon(cell) for cell in cells])
 
 
-def _candidates(
-    settings: Settings, scenes: tuple[Scene, ...], cells: Sequence[Cell], periods: tuple[Period, ...]
-) -> dict[Cell, tuple[Candidates, ...]]:
-    selector = select.Selector(scenes)
-    return {
-        cell: selector.candidates(
-            cell,
-            periods=periods,
-            max_cloud_pct=settings.inputs.sentinel2.max_cloud_pct,
-            max_candidates=settings.inputs.sentinel2.max_candidates,
-        )
-        for cell in cells
-    }
-
-
-def _refuse_nothing(settings: Settings, by_cell: dict[Cell, tuple[Candidates, ...]]) -> None:
+def _refuse_nothing(
+    settings: Settings, by_cell: Mapping[Cell, tuple[Candidates, ...]], periods: Sequence[Period]
+) -> None:
     if any(c.scene_ids for group in by_cell.values() for c in group):
         return
+    inputs = settings.inputs
+    places = ", ".join(f"{inputs.catalog_of(name)} ({name})" for name in inputs.sensors)
     raise NoDataError(
-        f"{settings.inputs.catalog} has no scene of sentinel-2-l2a for this area between "
-        f"{settings.start} and {settings.end} at up to {settings.inputs.sentinel2.max_cloud_pct:g} % cloud: "
-        "check the area, the dates, inputs.sentinel2.collection and inputs.sentinel2.max_cloud_pct"
+        f"no usable scene for this area between {periods[0].start:%Y-%m-%d} and {periods[-1].end:%Y-%m-%d} in "
+        f"{places}: check the area, the dates, and the collections, cloud limits and orbits under inputs"
     )
 
 
-def _gather(by_cell: dict[Cell, tuple[Candidates, ...]], cells: Iterable[Cell]) -> tuple[Candidates, ...]:
-    return tuple(c for cell in sorted(cells) for c in by_cell[cell])
+def _gather(by_cell: Mapping[Cell, tuple[Candidates, ...]], cells: Iterable[Cell]) -> tuple[Candidates, ...]:
+    """Sensor by sensor, then by cell and period; a cell's own are in the order of sensors already."""
+    given = [c for cell in sorted(cells) for c in by_cell[cell]]
+    return tuple(sorted(given, key=lambda c: SENSOR_ORDER.index(c.sensor)))  # sorted() is stable
 
 
 def _task(
@@ -257,13 +323,14 @@ def _task(
     basis: Basis,
     recipe: str,
     periods: tuple[Period, ...],
+    feeds: tuple[estimate.Feed, ...],
 ) -> Task:
     origins = grid.tile_windows(tile, blocks, basis.grid)
     fingerprint = content_hash(
         {
             "recipe": recipe,
             "tile": asdict(tile),
-            "candidates": [[c.cell.id, c.period, c.fingerprint] for c in candidates],
+            "candidates": [[c.sensor, c.cell.id, c.period, c.fingerprint] for c in candidates],
             "heads": basis.heads,
         }
     )
@@ -277,6 +344,7 @@ def _task(
         candidates=candidates,
         cell_shares=shares,
         rate=basis.rate,
+        feeds=feeds,
     )
     return Task(tile=tile, blocks=blocks, candidates=candidates, fingerprint=fingerprint, estimate=priced)
 

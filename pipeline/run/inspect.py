@@ -13,6 +13,7 @@ import psutil
 
 from pipeline.errors import ConfigError, EarthpressError
 from pipeline.plan import flops
+from pipeline.plan.periods import periods_of
 from pipeline.run.prepare import cores, grid_of
 from pipeline.types import GridSpec, ModelCard, Period
 
@@ -114,7 +115,7 @@ def _cost_rows(card: ModelCard, spec: GridSpec, count: int) -> Rows:
 
 def _period_count(settings: Settings) -> int:
     if settings.start and settings.end:
-        return len(settings.periods(today=datetime.now(UTC).date()))
+        return len(periods_of(settings, today=datetime.now(UTC).date()))
     return CARD_PERIODS
 
 

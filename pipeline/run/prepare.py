@@ -16,6 +16,7 @@ import psutil
 
 from pipeline.errors import ConfigError, InvalidInputError
 from pipeline.plan import estimate, planner, windows
+from pipeline.plan.periods import periods_of
 from pipeline.plan.trained import trained_side
 from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Plan
 
@@ -69,7 +70,7 @@ def prepare(
         raise ConfigError("no output folder: --output DIR")
     now = now or datetime.now(UTC)
     settings = _with_absolute_paths(settings)
-    periods = settings.periods(today=now.date())
+    periods = periods_of(settings, today=now.date())
     note(f"reading the model {settings.model}")
     model = checkpoint.load(str(settings.model), output=settings.encode.output)
     tile_px = _tile_px(settings, device=session.pick_device(settings.encode))
@@ -81,6 +82,7 @@ def prepare(
         card=model.card,
         grid=spec,
         periods=len(periods),
+        sensors=settings.inputs.sensors,
         kept=_kept_numerics(str(settings.output), card=model.card),
     )
     calibration = _calibration(settings, model, spec=spec, note=note)
