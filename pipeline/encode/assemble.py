@@ -3,12 +3,15 @@
 Upsampling is bilinear and equals GDAL's warper with nodata 0: every band is weighted by its own validity, the result is
 rounded to a whole DN, and a pixel is missing where its nearest native pixel is. Taps follow from the phase of the
 GLOBAL lattice, and the weights are whole numbers, so all sums are exact in float32: a pixel's value cannot depend on
-the tile. Only then the offset of the encoding is removed and the value normalised; a missing value is 0 after that, or,
-for v1, taken from the band nearest in wavelength before. Native pixels go to the device once per tile, as they are.
+the tile. ``resampling: pretrain`` makes what pretraining stored and fed instead: 60 m bilinear to the 40 m lattice,
+then that, and 20 m, repeated. Only then the offset of the encoding is removed and the value normalised; a missing value
+is 0 after that, or, for v1, taken from the band nearest in wavelength before. Native pixels go to the device once per
+tile, as they are.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = torch.device("cpu")
+RESAMPLINGS = ("bilinear", "pretrain")
+PRETRAIN_STEP_M = 40
+"""60 m bands were stored at this resolution: olmoearth_pretrain ``config_*.json`` (band sets at 10, 20 and
+40 m, bilinear), repeated to 10 m by ``dataset/sample.py``. Its lattice begins at UTM (0, 0), as ours does; the southern
+zones' false northing is a multiple of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +44,17 @@ class Input:
         sensor: Its name.
         bands: Band order of the model.
         substitute: Whether a missing band takes the value of its neighbour in wavelength (v1).
+        resampling: How coarse layers reach 10 m, see ``upsampled``.
     """
 
     sensor: str
     bands: tuple[str, ...]
     substitute: bool = False
+    resampling: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.resampling not in RESAMPLINGS:
+            raise InvalidInputError(f"Input.resampling is {self.resampling!r}, must be one of {RESAMPLINGS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,7 +197,8 @@ def _raw(
         known = [(i, wanted.bands.index(name)) for i, name in enumerate(layer.bands) if name in wanted.bands]
         if known:
             source, target = ([pair[k] for pair in known] for k in (0, 1))
-            yield source, target, upsampled(layer, box, period=period, resident=place)
+            value = upsampled(layer, box, period=period, resident=place, resampling=wanted.resampling)
+            yield source, target, value
 
 
 def _have(value: torch.Tensor, sensor: str) -> torch.Tensor:
@@ -220,17 +235,22 @@ def substituted(raw: torch.Tensor, have: torch.Tensor, wanted: Input) -> tuple[t
     return filled, found
 
 
-def upsampled(layer: Layer, box: Box, *, period: int, resident: Resident | None = None) -> torch.Tensor:
-    """Values of one period of a layer on the 10 m lattice, still in the Stack's encoding.
+def upsampled(
+    layer: Layer, box: Box, *, period: int, resident: Resident | None = None, resampling: str = "bilinear"
+) -> torch.Tensor:
+    """Values of one period of a layer on the 10 m lattice, still in the Stack's encoding. A 10 m layer passes.
 
-    Bilinear between the centres of valid native pixels, rounded half up to a whole number; 0 (missing) where the
-    nearest native pixel is 0. Equals GDAL's bilinear warper (20 m exactly; 60 m within 1 DN). A 10 m layer passes.
+    ``bilinear``: between the centres of valid native pixels, rounded half up to a whole number; 0 (missing) where the
+    nearest native pixel is 0. Equals GDAL's bilinear warper (20 m exactly; 60 m within 1 DN).
+    ``pretrain``: every native pixel repeated, as the nearest one; 60 m first becomes 40 m by the rule above (a 40 m
+    pixel between two 60 m pixels counts the one further south or east as its nearest, as GDAL does).
 
     Args:
         layer: Native pixels.
         box: 10 m box to fill.
         period: Index of the period.
         resident: The layer's pixels on a device; None: on the CPU.
+        resampling: ``bilinear`` or ``pretrain``.
 
     Returns:
         (band, row, col) float32 holding whole numbers (float layers: as they are, NaN where missing).
@@ -239,19 +259,33 @@ def upsampled(layer: Layer, box: Box, *, period: int, resident: Resident | None 
         InvalidInputError: The layer does not cover the box and its taps, or holds floats at another resolution.
     """
     place = resident or Resident(())
-    factor = layer.res_m // PIXEL_M
-    floats = layer.pixels.dtype != np.uint16
-    if floats and factor != 1:
+    if layer.pixels.dtype != np.uint16 and layer.res_m != PIXEL_M:
         raise InvalidInputError(f"a layer of floats has {layer.res_m} m pixels: it must be read at {PIXEL_M} m")
-    rows = _taps(box.row, box.height, factor=factor, first=layer.box.row, size=layer.box.height, what=f"{box} rows")
-    cols = _taps(box.col, box.width, factor=factor, first=layer.box.col, size=layer.box.width, what=f"{box} columns")
+    step = PIXEL_M  # the resolution up to which pixels are interpolated; from there they are repeated
+    if resampling == "pretrain":
+        step = min(layer.res_m, PRETRAIN_STEP_M)
+    values = _resampled(layer, box.cover(step), period=period, place=place)
+    if step == PIXEL_M:
+        return values
+    rows, cols = (
+        torch.from_numpy(np.arange(first, stop) * PIXEL_M // step - first * PIXEL_M // step).to(place.device)
+        for first, stop in ((box.row, box.row_stop), (box.col, box.col_stop))
+    )
+    return values.index_select(1, rows).index_select(2, cols)
+
+
+def _resampled(layer: Layer, box: Box, *, period: int, place: Resident) -> torch.Tensor:
+    """(band, row, col) float32 of a period over a box of any resolution that is not coarser than the layer's."""
+    lattice = layer.res_m, box.res_m
+    rows = _taps(box.row, box.height, lattice, first=layer.box.row, size=layer.box.height, what=f"{box} rows")
+    cols = _taps(box.col, box.width, lattice, first=layer.box.col, size=layer.box.width, what=f"{box} columns")
     cut = np.s_[period, :, rows.start : rows.stop, cols.start : cols.stop]
     native = place.native(layer)[cut]
-    if floats:
+    if layer.pixels.dtype != np.uint16:
         return native
     # int16 holds the bits of uint16: torch computes with few unsigned types
     native = native.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
-    if factor == 1:
+    if layer.res_m == box.res_m:
         return native
     row, col = rows.to(place.device), cols.to(place.device)
     # at most 144 * 65535 < 2**24: every sum of products is exact in float32, whatever the order
@@ -317,21 +351,23 @@ class _Axis:
 _TENSORS = ("near", "far", "near_weight", "far_weight", "nearest")
 
 
-def _taps(origin: int, count: int, *, factor: int, first: int, size: int, what: str) -> _Axis:
+def _taps(origin: int, count: int, lattice: tuple[int, int], *, first: int, size: int, what: str) -> _Axis:
     """Taps of the lattice pixels ``origin`` .. ``origin + count`` in a native axis of ``size`` from ``first``.
 
-    Pixel g has its centre at native coordinate (g + 0.5) / factor - 0.5. In units of 1 / (2 * factor) everything is a
-    whole number: centre = 2 g + 1 - factor, weights add up to 2 * factor.
+    ``lattice`` is (native, target) resolution, as 60 m and 10 m or 40 m. Pixel g has its centre at native coordinate
+    (g + 0.5) * target / native - 0.5. In units of 1 / unit everything is a whole number, and weights add up to unit.
     """
-    unit = 2 * factor
-    centre = 2 * np.arange(origin, origin + count) + 1 - factor
+    common = math.gcd(*lattice)
+    native, target = lattice[0] // common, lattice[1] // common
+    unit = 2 * native
+    centre = (2 * np.arange(origin, origin + count) + 1) * target - native
     near = centre // unit
     far_weight = centre - near * unit
-    nearest = np.arange(origin, origin + count) // factor
-    far = near + 1 if factor > 1 else near
+    nearest = (centre + native) // unit
+    far = near + 1 if native != target else near
     if near[0] < first or far[-1] >= first + size:
         raise InvalidInputError(
-            f"{what} need native pixels {near[0]}..{far[-1]}, the {factor * PIXEL_M} m layer has "
+            f"{what} need native pixels {near[0]}..{far[-1]}, the {lattice[0]} m layer has "
             f"{first}..{first + size - 1}: read it with a margin for interpolation"
         )
     start, stop = int(near[0]), int(far[-1]) + 1

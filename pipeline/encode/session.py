@@ -266,6 +266,7 @@ class Session:
         numerics: Numerics,
         threads: int,
         sensors: tuple[str, ...] = (SENSOR,),
+        resampling: str = "bilinear",
     ) -> None:
         """Build the encoder on its device.
 
@@ -276,11 +277,13 @@ class Session:
             numerics: From ``settle``.
             threads: Encoder threads on a CPU.
             sensors: What the stacks hold, in their order.
+            resampling: How coarse layers reach 10 m, see ``assemble.upsampled``.
 
         Raises:
             DeviceError: The numerics class is of a CUDA device and there is none here.
             DeviceError: The attention kernel is another one here.
             ConfigError: Window and patch do not fit.
+            InvalidInputError: No such resampling.
         """
         if numerics.device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("the store was made on a CUDA device and torch finds none here")
@@ -295,7 +298,10 @@ class Session:
         self._sensors = sensors
         substitute = checkpoint.config.version == "v1"  # trained without band dropout
         self._inputs = tuple(
-            assemble.Input(sensor=name, bands=checkpoint.config.bands(name), substitute=substitute) for name in sensors
+            assemble.Input(
+                sensor=name, bands=checkpoint.config.bands(name), substitute=substitute, resampling=resampling
+            )
+            for name in sensors
         )
         self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
         self._busy_s, self._lock, self._warm = 0.0, Lock(), False

@@ -131,6 +131,7 @@ class Workers:
         numerics: Numerics,
         processes: int,
         sensors: tuple[str, ...] = (SENSOR,),
+        resampling: str = "bilinear",
         share: Share = guided,
     ) -> None:
         """Start the processes and build the encoder for them.
@@ -142,6 +143,7 @@ class Workers:
             numerics: From ``settle``, of a CPU.
             processes: How many.
             sensors: What the stacks hold, in their order.
+            resampling: As for ``Session``.
             share: Batches of the next piece, from the batches left and the number of processes.
 
         Raises:
@@ -159,7 +161,13 @@ class Workers:
         self._parts: Shared | None = None
         try:
             self._children.extend(Child() for _ in range(max(1, processes)))
-            arguments: dict[str, Any] = {"grid": grid, "periods": periods, "numerics": numerics, "sensors": sensors}
+            arguments: dict[str, Any] = {
+                "grid": grid,
+                "periods": periods,
+                "numerics": numerics,
+                "sensors": sensors,
+                "resampling": resampling,
+            }
             encoder = Movable(checkpoint, threads=1, **arguments).encoder  # while they import torch
             self._dims, self._head = encoder.field_dims, Head(checkpoint).eval()
             self._parts = pack((encoder, replace(checkpoint, tensors=dict(checkpoint.tensors)), arguments))

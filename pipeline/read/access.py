@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -56,6 +56,46 @@ ATTEMPTS = 2
 """Application attempts; GDAL's own HTTP retries happen inside each. The second recovered 7 of 7 in the measurement."""
 
 _SECRET = re.compile(r"\?[^\s'\"<>]*|//[^/\s'\"@]*@")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Traffic of this process with the archives.
+
+    Attributes:
+        requests: HTTP requests.
+        bytes: Body bytes received.
+        retries: Repeated requests and repeated reads.
+        failures: Attempts to read that failed.
+    """
+
+    requests: int = 0
+    bytes: int = 0
+    retries: int = 0
+    failures: int = 0
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = Counts()
+
+    def add(self, *, requests: int = 0, retries: int = 0, failures: int = 0) -> None:
+        with self._lock:
+            now = self._counts
+            self._counts = replace(
+                now,
+                requests=now.requests + requests,
+                retries=now.retries + retries,
+                failures=now.failures + failures,
+            )
+
+    def counts(self) -> Counts:
+        with self._lock:
+            return self._counts
+
+
+_COUNTER = _Counter()
 
 
 class Signer(Protocol):
@@ -121,21 +161,25 @@ class Access:
 
     Attributes:
         allow_local: Open plain paths and file:// URLs.
-        allow_loopback: Open http(s) on loopback and link-local addresses (tests).
+        allow_private: Open http(s) on loopback, link-local and private addresses.
         schemes: URL schemes that may be opened.
         hosts: Allowed hosts (for s3, gs, az: buckets); ``.example.org`` also allows every host below; empty: all.
         attempts: Application attempts per read.
         gdal: GDAL options; a variable of the same name in the environment wins.
         signer: Signs the URLs of scenes that ask for it; None: planetary-computer.
+        requester_pays: Read s3 buckets whose requests the reader pays for.
+        backend: Library that reads: "rasterio".
     """
 
     allow_local: bool = False
-    allow_loopback: bool = False
+    allow_private: bool = False
     schemes: tuple[str, ...] = ("https", "http", "s3", "gs", "az")
     hosts: tuple[str, ...] = ()
     attempts: int = ATTEMPTS
     gdal: tuple[tuple[str, str], ...] = GDAL_SETTINGS
     signer: Signer = field(default_factory=PlanetaryComputer)
+    requester_pays: bool = False
+    backend: str = "rasterio"
     _locks: _Locks = field(default_factory=_Locks, repr=False, compare=False)
 
     @contextmanager
@@ -171,6 +215,10 @@ class Access:
 
         return self._retry(asset, once, sign=sign, item=item)
 
+    def counts(self) -> Counts:
+        """What this process has read so far, through whichever ``Access``."""
+        return _COUNTER.counts()
+
     def check(self, href: str) -> str:
         """The scheme of ``href`` (``file`` for a plain path) when it may be opened.
 
@@ -189,7 +237,7 @@ class Access:
         host = (parts.hostname or "").rstrip(".").lower()
         if not host or "@" in parts.netloc:
             raise InvalidInputError(f"{shown}: URLs need a host and must not hold a user name")
-        if parts.scheme in ("http", "https") and not self.allow_loopback and _internal(host):
+        if parts.scheme in ("http", "https") and not self.allow_private and _internal(host):
             raise InvalidInputError(f"{shown}: loopback and link-local addresses are not allowed")
         if self.hosts and not any(host == h or (h.startswith(".") and host.endswith(h)) for h in self.hosts):
             raise InvalidInputError(f"{shown}: host {host} is not among the allowed ones: {self.hosts}")
@@ -208,10 +256,13 @@ class Access:
         why, failed = "", ""
         for attempt in range(attempts):
             href = self._signed(asset.href, failed=failed) if sign else asset.href
+            if scheme != "file":
+                _COUNTER.add(requests=1, retries=int(attempt > 0))
             try:
                 return once(_gdal_path(href, scheme), self._env(scheme, again=attempt > 0))
             except (RasterioError, CPLE_BaseError) as err:
                 why, failed = redact(str(err)), href
+                _COUNTER.add(failures=1)
                 log.info("attempt %d of %d at %s failed: %s", attempt + 1, attempts, redact(asset.href), why)
         # Raised outside the except block: the cause's own text holds the signed URL.
         where = f"item {item}, band {asset.band}" if item else f"band {asset.band}"
@@ -298,6 +349,8 @@ class _TokenFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), ()
+        if "Retrying again in" in record.msg:
+            _COUNTER.add(requests=1, retries=1)
         return True
 
 

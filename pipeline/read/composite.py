@@ -1,26 +1,32 @@
-"""First valid pixel in rank order, layer by layer, written in place.
+"""Composites made scene by scene in rank order, layer by layer, written in place.
 
-A piece is the part of a Stack that lies in one cell and one period. Its scenes are read one after the other until no
-hole is left; all bands of a scene, and several periods, are read in parallel. Pieces of one period that are at the
-same scene share their windows: a tile's halo reaches into eight more cells, and reading its strips one by one would
-decode most blocks twice. The pixels depend on the rank order only, never on which read finishes first or how windows
-are shared. Knows nothing of how scenes were ranked.
+The scenes of a piece are read one after the other until nothing is left to gain; all bands of a scene, and several
+periods, are read in parallel, and a scene's windows are dropped as soon as they are laid in. The pixels depend on the
+rank order only, never on which read finishes first or how windows are shared. Knows nothing of how scenes were ranked.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.read.windows import read_native
-from pipeline.types import Box, PeriodSource
+from pipeline.read import clearness
+from pipeline.read.pieces import (
+    Made,
+    area,
+    has_data,
+    merge_boxes,
+    missing_of,
+    source_of,
+    taken_of,
+    window_over,
+)
+from pipeline.read.reads import has_band
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,271 +34,376 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.read.access import Access
-    from pipeline.read.rank import Ranking
-    from pipeline.types import Asset, Cell, Layer, Scene
+    from pipeline.read.pieces import Piece
+    from pipeline.read.reads import Pixels, Reads
+    from pipeline.read.rules import ReadRule
+    from pipeline.types import Box, Layer, Scene
 
 log = logging.getLogger(__name__)
 
 READS_IN_FLIGHT = 32
-"""Reads handed to the pool at a time: two for each of 16 threads, so that none waits for a composite. Three periods'
-windows are in hand then, a quarter of a twelve-period Stack."""
-MERGE_WASTE = 1.1
-"""Windows are read as one when their common rectangle has at most this times their pixels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """What one cell and period contribute to a Stack.
-
-    Attributes:
-        cell: The cell.
-        period: ``Period.index``.
-        time: Position on the layers' time axis.
-        ranking: The scenes, best first.
-        parts: (position of the layer, box of its pixels that belong to the cell).
-    """
-
-    cell: Cell
-    period: int
-    time: int
-    ranking: Ranking
-    parts: tuple[tuple[int, Box], ...]
+"""Reads handed to the pool at a time: two for each of 16 threads, so that none waits for a composite."""
+HELD_BYTES = 160_000_000
+"""Another period is begun while the windows of those in work stay below: three of a 2048 px tile of Sentinel-2, a
+quarter of a twelve-period Stack. One period is always in work, however large."""
+LOOK_AHEAD = 4
+"""Classifications that ``first_clear`` reads at once: fewer mean more round trips where many scenes are cloudy, more
+mean classifications that nobody asks for."""
 
 
 def compose(
-    pieces: Iterable[Piece], layers: Sequence[Layer], *, scenes: Mapping[str, Scene], access: Access, pool: Executor
-) -> tuple[tuple[PeriodSource, ...], int]:
-    """Fill the layers' arrays, which the caller has just made (all zero), and say from what.
+    pieces: Iterable[Piece],
+    layers: Sequence[Layer],
+    *,
+    rule: ReadRule,
+    scenes: Mapping[str, Scene],
+    reads: Reads,
+    pool: Executor,
+) -> tuple[tuple[Made, ...], int]:
+    """Fill the layers' arrays, which the caller has just made (all missing), and say from what.
 
-    A pixel of a layer belongs to the first scene in which any band of that layer is not 0. A scene of which a needed
-    band cannot be read is left out, in all bands and layers, of every piece whose turn it shared. Must not be called
-    from inside ``pool``.
+    A pixel of a layer belongs to a scene if any band of that layer has data there. A scene of which a needed band
+    cannot be read is left out, in all bands and layers, of every piece whose turn it shared. Must not be called from
+    inside ``pool``.
 
     Args:
         pieces: Disjoint parts of the layers.
         layers: ``pixels`` and ``valid`` are written.
+        rule: Says which scene a pixel is taken from; any fill but ``median``.
         scenes: By id, at least those ranked.
-        access: Opens files.
+        reads: Reads bands and classes.
         pool: Runs the reads.
 
     Returns:
-        (one source per piece in the pieces' order, bytes of pixels decoded).
+        (what became of each piece, in the pieces' order, bytes of pixels decoded).
 
     Raises:
         InvalidInputError: A scene's location is not allowed.
         TransientError: No token.
     """
-    fillings = [_Filling(piece, layers) for piece in pieces]
-    rounds = [
-        _Round([f for f in fillings if f.piece.time == time], layers, scenes)
+    fillings = [_Filling(piece, layers, rule) for piece in pieces]
+    waiting = deque(
+        _Round([f for f in fillings if f.piece.time == time], layers, rule=rule, scenes=scenes, reads=reads)
         for time in sorted({f.piece.time for f in fillings})
-    ]
-    waiting = deque(rounds)
-    running: dict[Future[NDArray[np.uint16]], _Round] = {}
+    )
+    rounds = tuple(waiting)
+    running: dict[Future[Pixels], _Round] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < READS_IN_FLIGHT:
+            while waiting and _room(waiting[0], running):
                 current = waiting.popleft()
-                running |= dict.fromkeys(current.start(access, pool), current)
+                running |= dict.fromkeys(current.start(pool), current)
             for job in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 current = running.pop(job)
                 if current.arrived(job):
-                    running |= dict.fromkeys(current.start(access, pool), current)
+                    running |= dict.fromkeys(current.start(pool), current)
     finally:
         for job in running:
             job.cancel()
-    return tuple(f.source() for f in fillings), sum(r.bytes_read for r in rounds)
+    return tuple(f.made() for f in fillings), sum(r.bytes_read for r in rounds)
+
+
+def _room(another: _Round, running: Mapping[Future[Pixels], _Round]) -> bool:
+    """Whether another period may be begun beside those in work."""
+    held = sum(r.turn_bytes for r in set(running.values()))
+    return not running or (len(running) < READS_IN_FLIGHT and held + another.turn_bytes <= HELD_BYTES)
 
 
 class _Filling:
-    """One piece while its scenes are tried in order."""
+    """One piece while its scenes are tried in order.
 
-    def __init__(self, piece: Piece, layers: Sequence[Layer]) -> None:
+    For every pixel it keeps the number of the scene it was taken from (1 is the first one tried), and for
+    ``first_clear`` whether that scene is clear there: such a pixel is settled, others may still be replaced.
+    """
+
+    def __init__(self, piece: Piece, layers: Sequence[Layer], rule: ReadRule) -> None:
         self.piece = piece
         self._layers = layers
+        self._rule = rule
         self._ranked = deque(piece.ranking.scene_ids)
-        self._selected: list[str] = []
+        self._tried: list[str] = []
         self._skipped: list[str] = []
+        self._notes: list[str] = []
+        self._origin: dict[int, NDArray[np.uint16]] = {}
+        self._settled: dict[int, NDArray[np.bool_]] = {}
+        self._made: Made | None = None
 
-    def advance(self, scenes: Mapping[str, Scene]) -> tuple[Scene, list[int]] | None:
-        """The next scene and the layers in which it may fill a hole; None when the piece is finished."""
-        open_layers = [layer for layer, box in self.piece.parts if not self.valid(layer, box).all()]
-        while self._ranked and open_layers:
-            scene = scenes[self._ranked.popleft()]
-            have = {a.band for a in scene.assets}
-            wanted = [layer for layer in open_layers if have.intersection(self._layers[layer].bands)]
+    @property
+    def under(self) -> Box:
+        """The classification's pixels that this piece asks."""
+        return clearness.box_under([part for _, part in self.piece.parts], self._rule.spec.class_res_m)
+
+    def unseen(self, masks: _Masks, scenes: Mapping[str, Scene]) -> list[Scene]:
+        """The scenes whose classification must be read before the next turn; empty when it is known."""
+        if self._rule.how.fill != "first_clear" or not self._ranked or not self._open():
+            return []
+        if masks.known(self._ranked[0], self.under):
+            return []
+        coming = list(self._ranked)[:LOOK_AHEAD]
+        return [scenes[i] for i in coming if not masks.known(i, self.under)]
+
+    def advance(self, masks: _Masks, scenes: Mapping[str, Scene]) -> tuple[Scene, list[int]] | None:
+        """The next scene and the layers in which it may give a pixel; None when it is not known or nothing is left."""
+        while self._ranked and self._open():
+            scene = scenes[self._ranked[0]]
+            if self._rule.how.fill == "first_clear" and not masks.known(scene.id, self.under):
+                return None
+            self._ranked.popleft()
+            if scene.id in masks.failed:
+                self._skipped.append(scene.id)
+                continue
+            wanted = [layer for layer, part in self.piece.parts if self._may_gain(layer, part, scene, masks)]
             if wanted:
                 return scene, wanted
+            if self._rule.how.fill == "one_scene":
+                self._ranked.clear()
         return None
 
-    def skip(self, scene: Scene) -> None:
+    def _open(self) -> bool:
+        """Whether any pixel may still change."""
+        return any(not self._final(layer, part).all() for layer, part in self.piece.parts)
+
+    def _final(self, layer: int, part: Box) -> NDArray[np.bool_]:
+        if self._rule.how.fill == "first_clear":
+            return self._settled.get(layer, np.zeros(part.shape, np.bool_))
+        return self.valid(layer, part)
+
+    def _may_gain(self, layer: int, part: Box, scene: Scene, masks: _Masks) -> bool:
+        if not any(has_band(scene, band) for band in self._layers[layer].bands):
+            return False
+        if not self.valid(layer, part).all():
+            return True
+        if self._rule.how.fill != "first_clear":
+            return False
+        return bool((masks.over(scene.id, part) & ~self._final(layer, part)).any())
+
+    def skip(self, scene: Scene, notes: Iterable[str]) -> None:
         """Leave ``scene`` out."""
         self._skipped.append(scene.id)
+        self._notes += notes
 
-    def take(self, scene: Scene, windows: Mapping[tuple[int, int], list[tuple[Box, NDArray[np.uint16]]]]) -> None:
-        """Fill holes from the windows of ``scene``, given by (layer, band)."""
-        used = False
+    def take(self, scene: Scene, windows: Windows, masks: _Masks, notes: Iterable[str]) -> None:
+        """Lay in the windows of ``scene``, given by (layer, band)."""
+        self._tried.append(scene.id)
+        self._notes += notes
         for layer, part in self.piece.parts:
-            own = {
-                band: next(values[part.slices_in(box)] for box, values in read if _around(box, part) == box)
-                for (of, band), read in windows.items()
-                if of == layer and any(_around(box, part) == box for box, _ in read)
-            }
+            bands = range(len(self._layers[layer].bands))
+            own = {b: values for b in bands if (values := window_over(windows.get((layer, b), ()), part)) is not None}
             if own:
-                rows, cols = part.slices_in(self._layers[layer].box)
-                pixels = self._layers[layer].pixels[self.piece.time, :, rows, cols]
-                used |= fill_holes(pixels, self.valid(layer, part), own)
-        if used:
-            self._selected.append(scene.id)
+                self._lay(layer, part, own, masks.over(scene.id, part) if masks.used else None)
+        if self._rule.how.fill == "one_scene":
+            self._ranked.clear()
+
+    def _lay(self, layer: int, part: Box, bands: Mapping[int, NDArray[Any]], clear: NDArray[np.bool_] | None) -> None:
+        origin = self._origin.setdefault(layer, np.zeros(part.shape, np.uint16))
+        rows, cols = part.slices_in(self._layers[layer].box)
+        pixels, valid = self._layers[layer].pixels[self.piece.time, :, rows, cols], self.valid(layer, part)
+        if clear is None:
+            found = fill(pixels, valid, bands, where=~valid)
+        else:
+            settled = self._settled.setdefault(layer, np.zeros(part.shape, np.bool_))
+            found = fill(pixels, valid, bands, where=~valid | (clear & ~settled))
+            settled |= found & clear
+        origin[found] = len(self._tried)
 
     def valid(self, layer: int, part: Box) -> NDArray[np.bool_]:
         """View of the part's mask."""
         view: NDArray[np.bool_] = self._layers[layer].valid[self.piece.time][part.slices_in(self._layers[layer].box)]
         return view
 
-    def source(self) -> PeriodSource:
-        """What filled the piece; scenes without a readable classification count as skipped, even if used last."""
-        ranking = self.piece.ranking
-        skipped = {*self._skipped, *ranking.failed}
-        return PeriodSource(
-            cell_id=self.piece.cell.id,
-            period=self.piece.period,
-            selected=tuple(self._selected),
-            skipped=tuple(i for i in ranking.scene_ids if i in skipped),
-            scores=tuple(score if math.isfinite(score) else None for score in ranking.scores),
-        )
+    def made(self) -> Made:
+        """What became of the piece; called when nothing is left to do. Forgets the origin of the pixels."""
+        if self._made is None:
+            numbered = list(enumerate(self._tried, 1))
+            used = [np.bincount(o.ravel(), minlength=len(numbered) + 1) > 0 for o in self._origin.values()]
+            kept = [(n, scene_id) for n, scene_id in numbered if any(u[n] for u in used)]
+            layer, part = self.piece.parts[0]
+            origin = self._origin.get(layer, np.zeros(part.shape, np.uint16))
+            taken = taken_of(
+                self.piece,
+                scene_ids=tuple(scene_id for _, scene_id in kept),
+                gave=(origin == n for n, _ in kept),
+                clear=self._settled.get(layer),
+            )
+            selected = [scene_id for _, scene_id in kept]
+            source = source_of(self.piece, selected=selected, skipped=self._skipped, notes=self._notes)
+            self._origin, self._settled = {}, {}
+            self._made = Made(source=source, taken=taken)
+        return self._made
+
+
+Windows = dict[tuple[int, int], list[tuple["Box", "NDArray[Any]"]]]
+"""Windows of one scene by (layer, band)."""
+
+
+class _Masks:
+    """Where the scenes of one period are clear, as far as it has been looked at."""
+
+    def __init__(self, *, used: bool) -> None:
+        self.used = used
+        self.failed: set[str] = set()
+        self._found: dict[str, list[tuple[Box, NDArray[np.bool_]]]] = {}
+
+    def known(self, scene_id: str, under: Box) -> bool:
+        """Whether it is known how clear a scene is there, or that nobody can say."""
+        return scene_id in self.failed or window_over(self._found.get(scene_id, ()), under) is not None
+
+    def put(self, scene_id: str, box: Box, clear: NDArray[np.bool_]) -> None:
+        """Remember what was seen."""
+        self._found.setdefault(scene_id, []).append((box, clear))
+
+    def over(self, scene_id: str, part: Box) -> NDArray[np.bool_]:
+        """Where a scene is clear, as the pixels of a layer see it."""
+        for box, clear in self._found[scene_id]:
+            under = clearness.box_under([part], box.res_m)
+            if window_over([(box, clear)], under) is not None:
+                return clearness.over(part, clear, box)
+        raise AssertionError(f"{scene_id} was not looked at over {part}")
 
 
 class _Round:
     """The pieces of one period: each tries its next scene, those at the same scene share windows."""
 
-    def __init__(self, fillings: Sequence[_Filling], layers: Sequence[Layer], scenes: Mapping[str, Scene]) -> None:
+    def __init__(
+        self,
+        fillings: Sequence[_Filling],
+        layers: Sequence[Layer],
+        *,
+        rule: ReadRule,
+        scenes: Mapping[str, Scene],
+        reads: Reads,
+    ) -> None:
         self._fillings = fillings
         self._layers = layers
+        self._rule = rule
         self._scenes = scenes
+        self._reads = reads
+        self._masks = _Masks(used=rule.how.fill == "first_clear")
         self._turns: list[tuple[_Filling, Scene]] = []
-        self._jobs: dict[Future[NDArray[np.uint16]], tuple[str, int, int, Box]] = {}
-        self._late: set[Future[NDArray[np.uint16]]] = set()
+        self._bands: dict[Future[Pixels], tuple[str, int, int, Box]] = {}
+        self._looks: dict[Future[Pixels], tuple[str, Box]] = {}
+        self._late: set[Future[Pixels]] = set()
         self.bytes_read = 0
+        self.turn_bytes = sum(
+            area(part) * len(layers[layer].bands) * layers[layer].pixels.itemsize
+            for f in fillings
+            for layer, part in f.piece.parts
+        )
 
-    def start(self, access: Access, pool: Executor) -> list[Future[NDArray[np.uint16]]]:
-        """Hand out the reads of the next round; empty when the period is finished."""
+    def start(self, pool: Executor) -> list[Future[Pixels]]:
+        """Hand out the next reads: classifications that must be known first, else bands; empty when all is done."""
+        while True:
+            self._looks = self._ask_classes(pool)
+            self._bands = {} if self._looks else self._ask_bands(pool)
+            if self._looks or self._bands or not any(f.unseen(self._masks, self._scenes) for f in self._fillings):
+                break
+        if not (self._looks or self._bands):
+            for filling in self._fillings:
+                filling.made()
+            self._masks = _Masks(used=self._masks.used)
+        self._late = {*self._looks, *self._bands}
+        return list(self._late)
+
+    def _ask_classes(self, pool: Executor) -> dict[Future[Pixels], tuple[str, Box]]:
+        wanted: dict[str, list[Box]] = {}
+        for filling in self._fillings:
+            for scene in filling.unseen(self._masks, self._scenes):
+                if has_band(scene, self._rule.spec.class_band):
+                    wanted.setdefault(scene.id, []).append(filling.under)
+                else:  # nobody knows where it is clear: it fills what nothing else does
+                    self._masks.put(scene.id, filling.under, np.zeros(filling.under.shape, np.bool_))
+        jobs = {}
+        for scene_id, boxes in wanted.items():
+            for box in merge_boxes(boxes):
+                margin = box.pad(self._rule.dilate_px) if self._rule.dilate_px else box
+                job = pool.submit(self._reads.classes, self._scenes[scene_id], self._rule.spec.class_band, margin)
+                jobs[job] = scene_id, box
+        return jobs
+
+    def _ask_bands(self, pool: Executor) -> dict[Future[Pixels], tuple[str, int, int, Box]]:
         parts: dict[tuple[str, int], list[Box]] = {}
         self._turns = []
         for filling in self._fillings:
-            step = filling.advance(self._scenes)
+            step = filling.advance(self._masks, self._scenes)
             if step is not None:
                 self._turns.append((filling, step[0]))
                 for layer, part in filling.piece.parts:
                     if layer in step[1]:
                         parts.setdefault((step[0].id, layer), []).append(part)
-        self._jobs = {}
+        jobs = {}
         for (scene_id, layer), boxes in parts.items():
             scene = self._scenes[scene_id]
             for band, name in enumerate(self._layers[layer].bands):
-                asset = scene.href(name)
-                if asset is None:
-                    continue
-                for box in merge_boxes(boxes):
-                    job = pool.submit(_read_band, scene, asset, box, access)
-                    self._jobs[job] = scene_id, layer, band, box
-        self._late = set(self._jobs)
-        return list(self._jobs)
+                if has_band(scene, name):
+                    for box in merge_boxes(boxes):
+                        jobs[pool.submit(self._reads.band, scene, name, box)] = scene_id, layer, band, box
+        return jobs
 
-    def arrived(self, job: Future[NDArray[np.uint16]]) -> bool:
-        """Note that a read has finished; True when it was the round's last and the round has been dealt with."""
+    def arrived(self, job: Future[Pixels]) -> bool:
+        """Note that a read has finished; True when it was the last one and all have been dealt with."""
         self._late.discard(job)
         if self._late:
             return False
-        windows: dict[str, dict[tuple[int, int], list[tuple[Box, NDArray[np.uint16]]]]] = {}
-        failed: set[str] = set()
-        for done, (scene_id, layer, band, box) in self._jobs.items():
-            try:
-                values = done.result()
-            except DataError as err:
-                if scene_id not in failed:  # one line a scene, not one a band
-                    log.warning("scene %s left out: %s", scene_id, err)
-                failed.add(scene_id)
-            else:
-                self.bytes_read += values.nbytes
-                windows.setdefault(scene_id, {}).setdefault((layer, band), []).append((box, values))
-        for filling, scene in self._turns:
-            if scene.id in failed:
-                filling.skip(scene)
-            else:
-                filling.take(scene, windows[scene.id])
-        self._jobs = {}
+        self._learn()
+        self._deal()
         return True
 
+    def _learn(self) -> None:
+        for job, (scene_id, box) in self._looks.items():
+            found = self._result(job, scene_id, self._masks.failed)
+            if found is not None:
+                self._masks.put(scene_id, box, clearness.clear(found.values, grow_px=self._rule.dilate_px))
+        self._looks = {}
 
-def merge_boxes(boxes: Iterable[Box]) -> tuple[Box, ...]:
-    """Join rectangles while their common rectangle wastes little; every box lies inside one of the result.
+    def _deal(self) -> None:
+        windows: dict[str, Windows] = {}
+        notes: dict[str, list[str]] = {}
+        failed: set[str] = set()
+        for job, (scene_id, layer, band, box) in self._bands.items():
+            found = self._result(job, scene_id, failed)
+            if found is not None:
+                windows.setdefault(scene_id, {}).setdefault((layer, band), []).append((box, found.values))
+                notes.setdefault(scene_id, []).extend(found.notes)
+        self._bands = {}
+        for filling, scene in self._turns:
+            if scene.id in failed:
+                filling.skip(scene, notes.get(scene.id, ()))
+            else:
+                filling.take(scene, windows[scene.id], self._masks, notes.get(scene.id, ()))
+        self._turns = []
 
-    >>> west = Box(zone=31, res_m=10, row=0, col=0, height=8, width=8)
-    >>> east = Box(zone=31, res_m=10, row=0, col=8, height=8, width=2)
-    >>> [b.shape for b in merge_boxes([west, east])]
-    [(8, 10)]
-    """
-    merged: list[Box] = []
-    for box in boxes:
-        joined, again = box, True
-        while again:
-            again = False
-            for other in merged:
-                common = _around(joined, other)
-                if _area(common) <= MERGE_WASTE * (_area(joined) + _area(other)):
-                    merged.remove(other)
-                    joined, again = common, True
-                    break
-        merged.append(joined)
-    return tuple(merged)
-
-
-def _around(a: Box, b: Box) -> Box:
-    row, col = min(a.row, b.row), min(a.col, b.col)
-    height, width = max(a.row_stop, b.row_stop) - row, max(a.col_stop, b.col_stop) - col
-    return Box(zone=a.zone, res_m=a.res_m, row=row, col=col, height=height, width=width)
-
-
-def _area(box: Box) -> int:
-    return box.height * box.width
+    def _result(self, job: Future[Pixels], scene_id: str, failed: set[str]) -> Pixels | None:
+        try:
+            found = job.result()
+        except DataError as err:
+            if scene_id not in failed:  # one line a scene, not one a band
+                log.warning("scene %s left out: %s", scene_id, err)
+            failed.add(scene_id)
+            return None
+        self.bytes_read += found.values.nbytes
+        return found
 
 
-def fill_holes(pixels: NDArray[np.uint16], valid: NDArray[np.bool_], bands: Mapping[int, NDArray[np.uint16]]) -> bool:
-    """Put one scene under what is there already.
+def fill(
+    pixels: NDArray[Any], valid: NDArray[np.bool_], bands: Mapping[int, NDArray[Any]], *, where: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Lay one scene into the places where it may go and has data.
 
     Args:
         pixels: (band, row, col), written.
         valid: (row, col), written: which pixels are taken.
-        bands: (row, col) by position of the band; a band that is missing stays 0 in the scene's pixels.
+        bands: (row, col) by position of the band; what is replaced keeps nothing of a band that is not among them.
+        where: (row, col) places that may be written.
 
     Returns:
-        Whether a pixel was taken from the scene.
+        (row, col) which pixels were taken from the scene.
     """
     found = np.zeros(valid.shape, dtype=np.bool_)
     for values in bands.values():
-        found |= values != 0
-    found &= ~valid
-    if not found.any():
-        return False
-    for band, values in bands.items():
-        np.copyto(pixels[band], values, where=found)
-    valid |= found
-    return True
-
-
-def add_offset(pixels: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
-    """``pixels`` + ``offset`` where not 0, saturating at 65535; 0 is nodata and stays.
-
-    >>> add_offset(np.array([0, 1, 65000], dtype=np.uint16), 1000).tolist()
-    [0, 1001, 65535]
-    """
-    if offset == 0:
-        return pixels
-    top = np.uint16(65535 - offset)
-    return np.where(pixels == 0, pixels, np.minimum(pixels, top) + np.uint16(offset))
-
-
-def _read_band(scene: Scene, asset: Asset, box: Box, access: Access) -> NDArray[np.uint16]:
-    return add_offset(read_native(scene, asset, box=box, access=access), scene.boa_offset)
+        found |= has_data(values)
+    found &= where
+    if found.any():
+        for band, own in enumerate(pixels):
+            np.copyto(own, bands.get(band, missing_of(pixels)), where=found)
+        valid |= found
+    return found

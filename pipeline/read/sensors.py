@@ -1,7 +1,9 @@
-"""What each sensor delivers: bands by native resolution, in the order the model reads them.
+"""What each sensor delivers: the bands of every layer of a Stack, in the order the model reads them.
 
-Frozen tables, no behaviour beyond look-ups; knows nothing of files or scenes' pixels. Only Sentinel-2 L2A is filled;
-the fields are wide enough for Sentinel-1 (one layer, no classification) and Landsat (offset lattice).
+Frozen tables, no behaviour beyond look-ups; knows nothing of files or scenes' pixels. Sentinel-2 is kept at native
+resolutions and reaches 10 m on the device. Sentinel-1 is at 10 m by nature (other products are warped to it when
+read). Landsat's grid has its corner at 15 m, off our lattice, so it is always resampled when read: straight to 10 m, or
+with ``resampling: pretrain`` to what pretraining stored.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """The bands that share one native resolution.
+    """The bands that a Stack keeps at one resolution.
 
     Attributes:
-        res_m: Native resolution, metres.
+        res_m: Resolution on the lattice, metres: the native one where the sensor's grid is the lattice.
         bands: Model order.
     """
 
@@ -39,7 +41,8 @@ class SensorSpec:
         layers: Finest first.
         class_band: Scene classification that ranks scenes; "" when the sensor has none.
         class_res_m: Its resolution, metres; 0 when there is none.
-        margin_px: Native pixels a layer keeps around the 10 m box, by layer: what upsampling to 10 m reads.
+        margin_px: Pixels a layer keeps around the 10 m box, by layer: what upsampling to 10 m reads.
+        dtype: Of a Stack's pixels: ``uint16`` (0 is nodata) or ``float32`` (NaN is).
     """
 
     name: str
@@ -47,6 +50,7 @@ class SensorSpec:
     class_band: str
     class_res_m: int
     margin_px: tuple[int, ...]
+    dtype: str = "uint16"
 
 
 SENTINEL2_L2A = SensorSpec(
@@ -62,15 +66,53 @@ SENTINEL2_L2A = SensorSpec(
     margin_px=(0, 2, 2),
 )
 
-SENSORS: tuple[SensorSpec, ...] = (SENTINEL2_L2A,)
+SENTINEL1 = SensorSpec(
+    name="sentinel1",
+    layers=(LayerSpec(res_m=10, bands=("vv", "vh")),),
+    class_band="",
+    class_res_m=0,
+    margin_px=(0,),
+    dtype="float32",
+)
+"""Radiometrically terrain-corrected backscatter (Planetary Computer ``sentinel-1-rtc``: 10 m, UTM), as decibels."""
+
+# Band order of olmoearth_pretrain's Landsat modality: panchromatic first.
+_LANDSAT_COARSE = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B9", "B10", "B11")
+
+LANDSAT = SensorSpec(
+    name="landsat",
+    layers=(LayerSpec(res_m=10, bands=("B8", *_LANDSAT_COARSE)),),
+    class_band="",
+    class_res_m=0,
+    margin_px=(0,),
+)
+"""Collection 2 Level-1, 15 m (B8) and 30 m, each bilinear to 10 m: how rslearn reads it for fine-tuned heads."""
+
+LANDSAT_PRETRAIN = SensorSpec(
+    name="landsat",
+    layers=(LayerSpec(res_m=10, bands=("B8",)), LayerSpec(res_m=20, bands=_LANDSAT_COARSE)),
+    class_band="",
+    class_res_m=0,
+    margin_px=(0, 0),
+)
+"""As pretraining stored it (olmoearth_pretrain ``config_*.json``): B8 bilinear to 10 m, the others bilinear to
+20 m and then repeated."""
+
+SENSORS: tuple[SensorSpec, ...] = (SENTINEL2_L2A, SENTINEL1, LANDSAT)
 
 
-def sensor(name: str) -> SensorSpec:
+def sensor(name: str, resampling: str = "bilinear") -> SensorSpec:
     """The table of sensor ``name``.
 
+    Args:
+        name: As ``Scene.sensor`` spells it.
+        resampling: ``inputs.resampling``: ``bilinear`` or ``pretrain``; it changes Landsat's layers only.
+
     Raises:
-        InvalidInputError: No such sensor, or none that can be read yet.
+        InvalidInputError: No such sensor.
     """
+    if name == LANDSAT.name and resampling == "pretrain":
+        return LANDSAT_PRETRAIN
     for spec in SENSORS:
         if spec.name == name:
             return spec

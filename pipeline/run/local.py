@@ -34,7 +34,8 @@ from pipeline.errors import (
 from pipeline.plan import grid, planner
 from pipeline.read.access import redact
 from pipeline.read.rank import FolderRanks
-from pipeline.read.tiles import read_stack
+from pipeline.read.rules import rules_of
+from pipeline.read.tiles import read_stacks
 from pipeline.run import prepare
 from pipeline.run.folder import access_of, settings_of, store_path
 from pipeline.run.status import to_do
@@ -346,7 +347,13 @@ def _encoder(
                 f"{model.card.sha256[:12]} now): plan again into another output"
             )
         encoder: session.Session | workers.Workers
-        given: dict[str, Any] = {"grid": plan.grid, "periods": plan.periods, "numerics": plan.numerics}
+        given: dict[str, Any] = {
+            "grid": plan.grid,
+            "periods": plan.periods,
+            "numerics": plan.numerics,
+            "sensors": settings.inputs.sensors,
+            "resampling": settings.inputs.resampling,
+        }
         if processes:
             encoder = held.enter_context(workers.Workers(model, processes=count, **given))
         else:
@@ -392,7 +399,12 @@ def _check_numerics(plan: Plan, settings: Settings) -> None:
     from pipeline.encode import session  # noqa: PLC0415
 
     here = session.settle(
-        settings.encode, card=plan.model, grid=plan.grid, periods=len(plan.periods), kept=plan.numerics
+        settings.encode,
+        card=plan.model,
+        grid=plan.grid,
+        periods=len(plan.periods),
+        sensors=settings.inputs.sensors,
+        kept=plan.numerics,
     )
     if here != plan.numerics:
         changed = [k for k, v in asdict(plan.numerics).items() if asdict(here)[k] != v]
@@ -531,6 +543,7 @@ class _Reading:
         self.run_id = ledger.run_id
         self._plan, self._context, self._ledger = plan, context, ledger
         self._access = access_of(plan)
+        self._rules = rules_of(settings.inputs)
         self._ranks = FolderRanks(Path(plan.output) / "ranks")
         self._scenes = {scene.id: scene for scene in plan.scenes}
         self._io = ThreadPoolExecutor(settings.run.io_threads, thread_name_prefix="io")
@@ -547,16 +560,15 @@ class _Reading:
     def _read(self, task: Task) -> tuple[Stack, ...]:
         spec = self._plan.grid
         with self._context.clock.stage("read"):
-            stacks = (
-                read_stack(
-                    box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
-                    periods=self._plan.periods,
-                    candidates=task.candidates,
-                    scenes=self._scenes,
-                    access=self._access,
-                    ranks=self._ranks,
-                    pool=self._io,
-                ),
+            stacks = read_stacks(
+                box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
+                periods=self._plan.periods,
+                candidates=task.candidates,
+                scenes=self._scenes,
+                access=self._access,
+                ranks=self._ranks,
+                pool=self._io,
+                rules=self._rules,
             )
         self._context.encoder.stage(stacks)
         return stacks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from pipeline.read.sensors import SENTINEL2_L2A
+from pipeline.read.sensors import LANDSAT, SENTINEL2_L2A
 from pipeline.types import Asset, Box, Candidates, Cell, Period, Scene, content_hash
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class MadeScene:
 
 
 def region_around(row: int, col: int, *, half_px: int = 60, zone: int = ZONE) -> Box:
-    """A 10 m box of whole 60 m pixels around a lattice point."""
-    row, col = (row - half_px) // 6 * 6, (col - half_px) // 6 * 6
-    side = 2 * half_px // 6 * 6 + 6
+    """A 10 m box of whole pixels of 60 m and 80 m (at which scenes are ranked) around a lattice point."""
+    row, col = (row - half_px) // 24 * 24, (col - half_px) // 24 * 24
+    side = 2 * half_px // 24 * 24 + 24
     return Box(zone=zone, res_m=10, row=row, col=col, height=side, width=side)
 
 
@@ -96,10 +96,15 @@ def make_scene(
     holes: float = 0.0,
     boa_offset: int = 0,
     without: tuple[str, ...] = (),
-    classes: int | None = None,
+    classes: int | NDArray | None = None,
     epsg: int | None = None,
+    only: dict[str, int] | None = None,
 ) -> MadeScene:
-    """Thirteen small COGs with random pixels; ``holes`` of the blocks of 6 x 6 pixels are nodata, per band."""
+    """Thirteen small files with random pixels; ``holes`` of the blocks of 6 x 6 pixels are nodata, per band.
+
+    Classes are random per 80 m, so that every overview and every thinning of them is the same; ``classes`` gives them
+    all one value, or a (row, col) array of values at 20 m. ``only`` gives bands one value everywhere.
+    """
     rng = np.random.default_rng(seed)
     pixels: dict[str, NDArray] = {}
     boxes = {r: region.cover(r) for r in (10, 20, 60)}
@@ -112,8 +117,13 @@ def make_scene(
             mask = np.kron(own, np.ones((n, n), dtype=bool))[: shape[0], : shape[1]]
             pixels[band] = np.where(mask, rng.integers(1, 12000, shape), 0).astype(np.uint16)
     shape = boxes[20].shape
-    pixels["SCL"] = (rng.integers(0, 12, shape) if classes is None else np.full(shape, classes)).astype(np.uint8)
+    if classes is None:
+        coarse = rng.integers(0, 12, (shape[0] // 4, shape[1] // 4))
+        classes = np.kron(coarse, np.ones((4, 4), dtype=int))
+    pixels["SCL"] = np.broadcast_to(classes, shape).astype(np.uint8)
     res = {b: layer.res_m for layer in SENTINEL2_L2A.layers for b in layer.bands} | {"SCL": 20}
+    for name, value in (only or {}).items():
+        pixels[name][...] = value
     for name in without:
         del pixels[name]
     assets = []
@@ -124,6 +134,31 @@ def make_scene(
     return MadeScene(scene_of(scene_id, *assets, boa_offset=boa_offset), pixels, boxes)
 
 
+def make_radar(folder: Path, scene_id: str, *, region: Box, seed: int, holes: float = 0.0) -> MadeScene:
+    """A Sentinel-1 scene: vv and vh as linear power, -32768 where ``holes`` of the pixels are missing in both."""
+    rng = np.random.default_rng(seed)
+    gone = rng.random(region.shape) < holes
+    pixels, assets = {}, []
+    for band in ("vv", "vh"):
+        pixels[band] = np.where(gone, -32768, rng.uniform(0.001, 0.4, region.shape)).astype(np.float32)
+        path = write_cog(folder / f"{scene_id}_{band}.tif", pixels[band], box=region, nodata=-32768, driver="GTiff")
+        assets.append(Asset(band=band, href=str(path)))
+    scene = replace(scene_of(scene_id, *assets), sensor="sentinel1", collection="sentinel-1-rtc", quantity="gamma0")
+    return MadeScene(scene, pixels, {10: region})
+
+
+def make_landsat(folder: Path, scene_id: str, *, region: Box, seed: int) -> MadeScene:
+    """A Landsat scene whose eleven files lie on the 10 m lattice already, so that nothing is resampled."""
+    rng = np.random.default_rng(seed)
+    pixels, assets = {}, []
+    for band in (layer := LANDSAT.layers[0]).bands:
+        pixels[band] = rng.integers(1, 30000, region.cover(layer.res_m).shape).astype(np.uint16)
+        path = write_cog(folder / f"{scene_id}_{band}.tif", pixels[band], box=region, driver="GTiff")
+        assets.append(Asset(band=band, href=str(path)))
+    scene = replace(scene_of(scene_id, *assets), sensor="landsat", collection="landsat-c2-l1")
+    return MadeScene(scene, pixels, {10: region})
+
+
 def periods(count: int) -> tuple[Period, ...]:
     """``count`` periods of 30 days."""
     return tuple(
@@ -132,10 +167,12 @@ def periods(count: int) -> tuple[Period, ...]:
     )
 
 
-def candidates(cells: tuple[Cell, ...], by_period: dict[int, tuple[str, ...]]) -> tuple[Candidates, ...]:
+def candidates(
+    cells: tuple[Cell, ...], by_period: dict[int, tuple[str, ...]], *, sensor: str = "sentinel2_l2a"
+) -> tuple[Candidates, ...]:
     """The same candidates for every cell."""
     return tuple(
-        Candidates(cell=cell, period=p, scene_ids=ids, fingerprint=content_hash(sorted(ids)))
+        Candidates(cell=cell, period=p, scene_ids=ids, fingerprint=content_hash(sorted(ids)), sensor=sensor)
         for cell in cells
         for p, ids in by_period.items()
     )

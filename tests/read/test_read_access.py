@@ -24,7 +24,7 @@ BOX = Box(zone=32, res_m=10, row=-550_000, col=40_000, height=200, width=200)
 VALUES = np.random.default_rng(1).integers(1, 9000, BOX.shape).astype(np.uint16)
 CANARY = "canary4711secret"
 FAST = tuple({**dict(GDAL_SETTINGS), "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "0.02"}.items())
-HTTP = Access(allow_loopback=True, gdal=FAST)
+HTTP = Access(allow_private=True, gdal=FAST)
 
 
 class Tokens:
@@ -189,7 +189,7 @@ def test_this_machine_and_its_link_are_refused(href):
 )
 def test_detours_and_foreign_schemes_are_refused_even_where_local_files_are_allowed(href):
     with pytest.raises(InvalidInputError):
-        Access(allow_local=True, allow_loopback=True).check(href)
+        Access(allow_local=True, allow_private=True).check(href)
 
 
 @pytest.mark.parametrize("href", ["/data/x.tif", "data/x.tif", "file:///data/x.tif", "<VRTDataset></VRTDataset>"])

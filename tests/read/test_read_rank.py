@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,24 +16,28 @@ from files import CORNER, candidates, make_scene, region_around, scene_of, write
 
 from pipeline.errors import OutputError
 from pipeline.read.access import Access
-from pipeline.read.rank import FolderRanks, MemoryRanks, rank_all, rank_key, rank_scenes, score_classes
-from pipeline.read.sensors import SENTINEL2_L2A
-from pipeline.types import Asset, Box, Cell
+from pipeline.read.rank import FolderRanks, MemoryRanks, Ranks, rank_all, rank_key, rank_scenes
+from pipeline.read.reads import Reads
+from pipeline.read.rules import ReadRule
+from pipeline.read.scores import Looked, by_clear_cover, clear_shares, score_classes
+from pipeline.types import NO_CLEAR, Asset, Box, Cell
 
 LOCAL = Access(allow_local=True)
 CELL = Cell(zone=32, row=CORNER[0] // 2048, col=CORNER[1] // 2048)
 CELL_20 = Box(zone=32, res_m=20, row=CELL.row * 1024, col=CELL.col * 1024, height=1024, width=1024)
+CELL_80 = (256, 256)
 
 
 def group(*scene_ids):
     return candidates((CELL,), {0: scene_ids})[0]
 
 
-def rank(scenes, ranks, *, groups=None):
+def rank(scenes, ranks, *, groups=None, composite="scl_first_valid"):
     by_id = {s.id: s for s in scenes}
     groups = groups or [group(*by_id)]
     with ThreadPoolExecutor(4) as pool:
-        return rank_all(groups, scenes=by_id, spec=SENTINEL2_L2A, access=LOCAL, ranks=ranks, pool=pool)
+        tools = Ranks(store=ranks, reads=Reads(LOCAL, ranks), pool=pool)
+        return rank_all(groups, scenes=by_id, rule=ReadRule(composite=composite), ranks=tools)
 
 
 def classified(folder, scene_id, classes):
@@ -54,7 +60,8 @@ def test_a_clear_sliver_does_not_beat_a_scene_with_a_small_cloud():
 
 
 def test_a_better_score_ranks_first_and_ties_keep_the_candidates_order():
-    ranking = rank_scenes({"a": 0.5, "b": 0.1, "c": 0.5, "d": 0.1}, group("c", "a", "d", "b"))
+    looked = {i: Looked(score=s, tie=0.0, clear=b"") for i, s in {"a": 0.5, "b": 0.1, "c": 0.5, "d": 0.1}.items()}
+    ranking = rank_scenes(looked, group("c", "a", "d", "b"))
     assert ranking.scene_ids == ("d", "b", "c", "a")
     assert ranking.scores == (0.1, 0.1, 0.5, 0.5)
 
@@ -64,7 +71,7 @@ def test_the_score_covers_the_whole_cell(tmp_path):
     classes[:256] = 9
     (ranking,), bytes_read = rank([classified(tmp_path, "S", classes)], MemoryRanks())
     assert ranking.scores == (5 * 0.25,)
-    assert bytes_read == 1024 * 1024 * 2
+    assert bytes_read == 256 * 256  # the overview of 80 m
 
 
 def test_scenes_are_ranked_by_their_classification(tmp_path):
@@ -96,14 +103,29 @@ def test_a_scene_without_classification_ranks_last_and_the_ranking_is_stored(tmp
 
 def test_a_stored_ranking_decides_without_a_read(tmp_path):
     ranks, groups = MemoryRanks(), [group("a", "b")]
-    ranks.put(rank_key(groups[0]), '{"scene_ids":["b","a"],"scores":[0.25,null]}')
+    record = {"scene_ids": ["b", "a"], "scores": [0.25, None], "clear_pct": ["07" * 64, None], "notes": ["seen"]}
+    ranks.put(rank_key(groups[0]), json.dumps(record))
     (ranking,), bytes_read = rank([scene_of("a"), scene_of("b")], ranks, groups=groups)
     assert ranking.scene_ids == ("b", "a")
     assert ranking.scores == (0.25, math.inf)
+    assert ranking.clear == (("b", bytes([7] * 64)),)
+    assert ranking.notes == ("seen",)
     assert bytes_read == 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"scene_ids":["x"],"scores":[1]}', '{"scene_ids":["a"],"scores":[]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"scene_ids":["a"],"scores":[0]}',  # of the version before
+        '{"scene_ids":["x"],"scores":[1],"clear_pct":[null],"notes":[]}',
+        '{"scene_ids":["a"],"scores":[],"clear_pct":[null],"notes":[]}',
+        '{"scene_ids":["a"],"scores":[0],"clear_pct":["07"],"notes":[]}',
+        '{"scene_ids":["a"],"scores":[0],"clear_pct":["xy"],"notes":[]}',
+    ],
+)
 def test_a_stored_ranking_that_makes_no_sense_is_computed_again(tmp_path, text):
     made = classified(tmp_path, "a", np.full((1024, 1024), 8))
     ranks, groups = MemoryRanks(), [group("a")]
@@ -117,7 +139,79 @@ def test_the_key_tells_cells_periods_and_candidates_apart():
     keys = {
         rank_key(c) for c in (*candidates((CELL, other), {0: ("a",), 1: ("a",)}), *candidates((CELL,), {0: ("b",)}))
     }
-    assert len(keys) == 5
+    assert len(keys | {rank_key(group("a"), by="clear")}) == 6
+
+
+def test_what_was_seen_is_remembered_as_it_was_seen(tmp_path):
+    made = [classified(tmp_path, f"S{c}", np.full((1024, 1024), c)) for c in (9, 4)]
+    ranks = FolderRanks(tmp_path / "ranks")
+    (first,), _ = rank(made, ranks)
+    (second,), bytes_read = rank(made, FolderRanks(tmp_path / "ranks"))
+    assert first == second
+    assert first.clear == (("S4", bytes([100] * 64)), ("S9", bytes(64)))
+    assert bytes_read == 0
+
+
+def test_clear_shares_are_percent_of_what_is_observed_in_each_block():
+    classes = np.zeros(CELL_80, np.uint8)
+    classes[:32, :32] = 4
+    classes[:32, 32:64] = np.tile([0, 4, 9, 9], 8)
+    classes[32:64, :32] = np.where(np.arange(32) < 21, 5, 3)
+    shares = np.frombuffer(clear_shares(classes), np.uint8).reshape(8, 8)
+    assert shares[0, 0] == 100
+    assert shares[0, 1] == 33  # one of three; nodata is not observed
+    assert shares[1, 0] == 66  # 65.6 rounded
+    assert shares[7, 7] == NO_CLEAR
+
+
+@pytest.mark.parametrize(("value", "clear"), [(c, c in (2, 4, 5, 6, 7, 11)) for c in range(1, 12)])
+def test_a_class_is_clear_or_hidden(value, clear):
+    assert set(clear_shares(np.full(CELL_80, value, np.uint8))) == {100 if clear else 0}
+
+
+def test_best_clear_counts_vegetation_soil_and_water_over_the_whole_cell(tmp_path):
+    full, sliver, snow = np.full((1024, 1024), 9), np.zeros((1024, 1024)), np.full((1024, 1024), 11)
+    full[:512], sliver[:256] = 5, 6
+    made = [classified(tmp_path, name, c) for name, c in (("snow", snow), ("sliver", sliver), ("full", full))]
+    (ranking,), _ = rank(made, MemoryRanks(), composite="scl_best_clear")
+    assert ranking.scene_ids == ("full", "sliver", "snow")
+    assert ranking.scores == (0.5, 0.75, 1.0)
+
+
+def test_best_clear_prefers_more_valid_pixels_among_equally_clear_scenes():
+    half, cloudy = np.zeros(CELL_80, np.uint8), np.full(CELL_80, 9, np.uint8)
+    half[:128], cloudy[:128] = 4, 4
+    looked = {"half": by_clear_cover(half), "cloudy": by_clear_cover(cloudy)}
+    assert rank_scenes(looked, group("half", "cloudy")).scene_ids == ("cloudy", "half")
+
+
+def test_rankings_by_different_rules_are_kept_apart(tmp_path):
+    snow, half = np.full((1024, 1024), 11), np.full((1024, 1024), 9)
+    half[:512] = 4
+    made, ranks = [classified(tmp_path, "snow", snow), classified(tmp_path, "half", half)], MemoryRanks()
+    (by_scl,), _ = rank(made, ranks)
+    (by_clear,), _ = rank(made, ranks, composite="scl_best_clear")
+    assert by_scl.scene_ids == ("snow", "half")
+    assert by_clear.scene_ids == ("half", "snow")
+
+
+@pytest.mark.parametrize("composite", ["rslearn_mosaic", "first_valid", "median"])
+def test_other_composites_take_the_order_given_and_look_at_nothing(composite):
+    gone = [scene_of(i, Asset(band="SCL", href="/nowhere.tif")) for i in ("b", "a")]
+    (ranking,), bytes_read = rank(gone, MemoryRanks(), composite=composite)
+    assert ranking.scene_ids == ("b", "a")
+    assert (ranking.scores, ranking.failed, bytes_read) == ((), (), 0)
+
+
+def test_notes_of_looking_are_kept_with_the_ranking(tmp_path):
+    other = classified(tmp_path, "other", np.full((1024, 1024), 4))
+    broken = scene_of("S", Asset(band="SCL", href=str(tmp_path / "gone.tif")))
+    made, ranks = replace(broken, alternates=(other,)), MemoryRanks()
+    (ranking,), _ = rank([made], ranks)
+    (again,), _ = rank([made], ranks)
+    assert ranking.failed == ()
+    assert ranking == again
+    assert "alternate other" in ranking.notes[0]
 
 
 def test_a_cell_of_four_files_scores_the_same_from_every_tile(tmp_path):

@@ -230,7 +230,7 @@ def test_a_period_without_scenes_is_recorded_and_the_rest_goes_on(sample, tmp_pa
 
 def test_no_scene_at_all_is_an_error_before_anything_is_written(sample, tmp_path):
     settings = request_of(sample, tmp_path / "out", start="2023-01-01", end="2023-03-01")
-    with pytest.raises(NoDataError, match="no scene"):
+    with pytest.raises(NoDataError, match="no usable scene"):
         api.plan(settings)
     assert not (tmp_path / "out").exists()
 
