@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from pipeline.bench import device as devices
 from pipeline.bench.table import Files, Table
@@ -25,10 +25,11 @@ from pipeline.encode import checkpoint, session, workers
 from pipeline.errors import InvalidInputError
 from pipeline.plan import grid, planner
 from pipeline.read.rank import MemoryRanks
-from pipeline.read.tiles import IO_THREADS, read_stack
+from pipeline.read.tiles import IO_THREADS
 from pipeline.run import prepare
-from pipeline.run.folder import access_of, settings_of
+from pipeline.run.folder import encoder_arguments, settings_of
 from pipeline.run.local import READERS
+from pipeline.run.reading import Source
 from pipeline.run.tile import wanted_px
 
 if TYPE_CHECKING:
@@ -248,15 +249,14 @@ class Feed:
         """
         first = plan.tasks[:tiles]
         self.tasks = tuple(islice(cycle(first), max(len(first), min(tiles, LEAST_READS))))
-        self._plan, self._access = plan, access_of(plan)
-        self._scenes = {scene.id: scene for scene in plan.scenes}
+        self._plan = plan
         settings, kind = settings_of(plan), plan.numerics.device
         self.threads = threads or prepare.encoder_threads(settings, device=kind)
         core_s = plan.estimate.device_s
         self.processes = workers.wanted(settings.run.encoders, device=kind, workers=self.threads, core_s=core_s)
         self._held = ExitStack()
         model = checkpoint.load(plan.model.name, output=plan.model.output)
-        given: dict[str, Any] = {"grid": plan.grid, "periods": plan.periods, "numerics": plan.numerics}
+        given = encoder_arguments(plan)
         self._encoder: session.Session | workers.Workers
         if self.processes:
             self._encoder = self._held.enter_context(workers.Workers(model, processes=self.threads, **given))
@@ -264,12 +264,11 @@ class Feed:
             self._encoder = session.Session(model, threads=self.threads, **given)
         try:
             self._encoder.warm_up()
-            stacks = self._stream(first, readers=IO_THREADS, stage=False)
-            self._stacks = {task.tile.id: stack for task, stack in stacks}
+            self._stacks = {t.tile.id: stacks for t, stacks in self._stream(first, readers=IO_THREADS, stage=False)}
         except BaseException:
             self._held.close()
             raise
-        self.read_bytes = sum(self._stacks[task.tile.id].bytes_read for task in self.tasks)
+        self.read_bytes = sum(stack.bytes_read for task in self.tasks for stack in self._stacks[task.tile.id])
 
     def __enter__(self) -> Self:
         return self
@@ -289,32 +288,25 @@ class Feed:
 
     def both(self, readers: int) -> None:
         """Encode tiles while the next ones are being read."""
-        for task, stack in self._stream(self.tasks, readers=readers, stage=True):
-            self._encode(task, stack)
+        for task, stacks in self._stream(self.tasks, readers=readers, stage=True):
+            self._encode(task, stacks)
 
-    def _encode(self, task: Task, stack: Stack) -> WindowFields:
-        return self._encoder.encode(stack, grid.tile_windows(task.tile, task.blocks, self._plan.grid))
+    def _encode(self, task: Task, stacks: tuple[Stack, ...]) -> WindowFields:
+        return self._encoder.encode(stacks, grid.tile_windows(task.tile, task.blocks, self._plan.grid))
 
-    def _stream(self, tasks: tuple[Task, ...], *, readers: int, stage: bool) -> Iterator[tuple[Task, Stack]]:
+    def _stream(
+        self, tasks: tuple[Task, ...], *, readers: int, stage: bool
+    ) -> Iterator[tuple[Task, tuple[Stack, ...]]]:
         """Tiles in order, read ahead by as many as a run holds."""
-        ranks, queue = MemoryRanks(), deque(tasks)
-        waiting: deque[tuple[Task, Future[Stack]]] = deque()
+        source, queue = Source(self._plan, ranks=MemoryRanks()), deque(tasks)
+        waiting: deque[tuple[Task, Future[tuple[Stack, ...]]]] = deque()
         with ThreadPoolExecutor(readers) as io, ThreadPoolExecutor(READERS) as ahead:
 
-            def read(task: Task) -> Stack:
-                spec = self._plan.grid
-                stack = read_stack(
-                    box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
-                    periods=self._plan.periods,
-                    candidates=task.candidates,
-                    scenes=self._scenes,
-                    access=self._access,
-                    ranks=ranks,
-                    pool=io,
-                )
+            def read(task: Task) -> tuple[Stack, ...]:
+                stacks = source.read(task, pool=io)
                 if stage:
-                    self._encoder.stage(stack)
-                return stack
+                    self._encoder.stage(stacks)
+                return stacks
 
             while queue or waiting:
                 while queue and len(waiting) <= READERS:

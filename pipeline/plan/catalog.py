@@ -19,8 +19,15 @@ from pipeline.plan import items as dialects
 from pipeline.plan.aoi import split_zones
 from pipeline.plan.fallback import merged
 from pipeline.plan.hrefs import redact
-from pipeline.plan.item_files import FileCatalog
-from pipeline.plan.items import PLANETARY_COMPUTER, UnusableItemError, WrongProductError, scene_from_item
+from pipeline.plan.item_files import EXPECTED, FileCatalog
+from pipeline.plan.item_values import listing
+from pipeline.plan.items import (
+    PLANETARY_COMPUTER,
+    UnusableItemError,
+    WrongProductError,
+    acquired_of,
+    scene_from_item,
+)
 from pipeline.plan.select import newest_versions
 from pipeline.plan.stac_api import ApiCatalog
 
@@ -39,13 +46,15 @@ __all__ = ["PRESETS", "ApiCatalog", "FileCatalog", "find", "is_local", "open_cat
 USUAL = {"sentinel2_l2a": "sentinel-2-l2a", "sentinel1": "sentinel-1-rtc", "landsat": "landsat-c2l1"}
 """Collection of a sensor where a catalogue is no preset: ids of the Planetary Computer and of the USGS."""
 FAMILIES = {
-    "sentinel2_l2a": ("sentinel-2", "sentinel2"),
-    "sentinel1": ("sentinel-1", "sentinel1"),
+    "sentinel2_l2a": ("sentinel-2", "sentinel2", "sentinel-s2", "s2-"),
+    "sentinel1": ("sentinel-1", "sentinel1", "sentinel-s1", "s1-", "opera-l2-rtc"),
     "landsat": ("landsat",),
 }
 """How ids of a sensor's collections begin."""
 WIDE_DEG = 12.0
 """A wider area is asked zone by zone; one on both sides of the antimeridian always is."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +103,7 @@ PRESETS: Mapping[str, Preset] = {
     "cdse": Preset(
         url="https://stac.dataspace.copernicus.eu/v1",
         collections=(("sentinel2_l2a", "sentinel-2-l2a"),),
-        refused=(("sentinel1", _GRD_ONLY), ("landsat", _LEVEL_2_ONLY)),
+        refused=(("sentinel1", _GRD_ONLY),),
         hint=_EODATA,
     ),
 }
@@ -147,27 +156,27 @@ def find(
         DataError: See ``scenes_of``.
         TransientError: No catalogue answers.
     """
-    tell = note or logger.info
+    tell = note or logger.warning
     parts = _parts(spec)
+    for part in parts:
+        _check_spec(part)
     found: list[tuple[Scene, ...]] = []
     failed: list[InvalidInputError | TransientError] = []
     for part in parts:
         try:
-            chosen = _collection(part, sensor=sensor, collection=collection)
-            source = open_catalog(part)
-            if chosen == "auto":
-                chosen = _only_collection(source, part, sensor=sensor)
-            found.append(
-                scenes_of(source, collection=chosen, geometry=geometry, periods=periods, sensor=sensor, offset=offset)
+            scenes = _find_in(
+                part, sensor=sensor, collection=collection, geometry=geometry, periods=periods, offset=offset
             )
         except (InvalidInputError, TransientError) as err:
             if len(parts) == 1:
                 raise
             tell(f"catalogue {redact(part)} is left out: {err}")
             failed.append(err)
-        else:
-            if part in PRESETS and PRESETS[part].hint and found[-1]:
-                tell(f"{part}: {PRESETS[part].hint}")
+            continue
+        found.append(scenes)
+        preset = _preset(part)
+        if preset is not None and preset.hint and scenes:
+            tell(f"{redact(part)}: {preset.hint}")
     if not found:
         raise next((e for e in failed if isinstance(e, TransientError)), failed[0])
     return merged(found)
@@ -180,7 +189,7 @@ def is_local(spec: str) -> bool:
 
 def _parts(spec: str) -> tuple[str, ...]:
     """The catalogues of a setting; an existing path may hold a comma."""
-    if dialects.is_local(spec) and Path(dialects.local_path(spec)).exists():
+    if spec.strip() and dialects.is_local(spec) and Path(dialects.local_path(spec)).exists():
         return (spec,)
     parts = tuple(part.strip() for part in spec.split(",") if part.strip())
     if not parts:
@@ -188,32 +197,91 @@ def _parts(spec: str) -> tuple[str, ...]:
     return parts
 
 
-def _collection(part: str, *, sensor: str, collection: str) -> str:
-    """The collection to ask a catalogue for; ``auto`` when only its content can tell."""
-    preset = PRESETS.get(part)
-    if preset is not None and sensor in dict(preset.refused):
+def _find_in(
+    part: str, *, sensor: str, collection: str, geometry: BaseGeometry, periods: tuple[Period, ...], offset: str
+) -> tuple[Scene, ...]:
+    """The scenes of one catalogue."""
+    chosen = _collection(part, sensor=sensor) if collection == "auto" else collection
+    source = open_catalog(part)
+    if not chosen:
+        chosen = _usual_collection(source, part, sensor=sensor)
+    return scenes_of(source, collection=chosen, geometry=geometry, periods=periods, sensor=sensor, offset=offset)
+
+
+def _collection(part: str, *, sensor: str) -> str:
+    """The collection of a sensor in a preset, before it is asked anything; "" for other catalogues."""
+    preset = _preset(part)
+    if preset is None:
+        return ""
+    if sensor in dict(preset.refused):
         raise InvalidInputError(f"catalogue {part} cannot give {sensor}: {dict(preset.refused)[sensor]}")
-    if collection != "auto":
-        return collection
-    if preset is not None:
-        return dict(preset.collections)[sensor]
-    return "auto"
+    if sensor not in dict(preset.collections):
+        raise InvalidInputError(
+            f"no collection of {sensor} is known in catalogue {part}: name one with {_setting(sensor)}, or use another "
+            f"catalogue with {_setting(sensor, 'catalog')}"
+        )
+    return dict(preset.collections)[sensor]
 
 
-def _only_collection(source: Catalog, part: str, *, sensor: str) -> str:
-    if not isinstance(source, FileCatalog):
-        return USUAL[sensor]
-    held = source.collections
-    fitting = [name for name in held if name.lower().startswith(FAMILIES[sensor])]
-    if not held or USUAL[sensor] in held:
-        return USUAL[sensor]
+def _usual_collection(source: Catalog, part: str, *, sensor: str) -> str:
+    """The collection of a sensor in a catalogue without a name: the usual one, or the only one that can be meant."""
+    usual = USUAL[sensor]
+    held = source.collections if isinstance(source, FileCatalog) else ()
+    if not held or usual in held:
+        return usual
+    fitting = [name for name in held if _sensor_of(name) == sensor]
     if len(fitting) == 1:
         return fitting[0]
-    section = {"sentinel2_l2a": "sentinel2"}.get(sensor, sensor)
+    if len(held) == 1 and _sensor_of(held[0]) is None:
+        return held[0]
     raise InvalidInputError(
-        f"catalogue {redact(part)} holds the collections {', '.join(held)}: say which one is {sensor} with "
-        f"inputs.{section}.collection"
+        f"catalogue {redact(part)} holds the collections {listing(held)}: say which one is {sensor} with "
+        f"{_setting(sensor)}, or take the sensor out of inputs.sensors"
     )
+
+
+def _setting(sensor: str, name: str = "collection") -> str:
+    return f"inputs.{'sentinel2' if sensor == 'sentinel2_l2a' else sensor}.{name}"
+
+
+def _sensor_of(collection: str) -> str | None:
+    """Whose a collection is by its id; None when that does not tell."""
+    name = collection.lower().replace("_", "-")
+    return next((sensor for sensor, starts in FAMILIES.items() if name.startswith(starts)), None)
+
+
+def _preset(part: str) -> Preset | None:
+    """The preset of a name or of its URL."""
+    url = part.rstrip("/").lower()
+    return PRESETS.get(part) or next((p for p in PRESETS.values() if p.url.lower() == url), None)
+
+
+def _check_spec(spec: str) -> None:
+    """Refuse what cannot be a catalogue, before any is asked: a misspelt one must not be passed over for the next.
+
+    Raises:
+        InvalidInputError: Neither a preset nor a URL nor a file that exists; or a URL with a secret.
+    """
+    if spec in PRESETS:
+        return
+    try:
+        parts = urlsplit(spec)
+    except ValueError:
+        raise InvalidInputError(f"catalogue {redact(spec)!r} is not a URL") from None
+    if parts.scheme.lower() in {"http", "https"}:
+        if parts.query or parts.fragment or "@" in parts.netloc:
+            raise InvalidInputError(
+                f"catalogue {redact(spec)!r}: the URL must not hold a user name, password or query, because plans and "
+                "reports keep it"
+            )
+        return
+    if not dialects.is_local(spec):
+        raise InvalidInputError(f"catalogue {redact(spec)!r} is neither {', '.join(PRESETS)} nor http(s) nor a file")
+    if not Path(dialects.local_path(spec)).exists():
+        raise InvalidInputError(
+            f"catalogue {redact(spec)!r} does not exist: give {', '.join(PRESETS)}, the URL of a STAC API, or a file; "
+            f"{EXPECTED}"
+        )
 
 
 def open_catalog(spec: str) -> Catalog:
@@ -227,17 +295,12 @@ def open_catalog(spec: str) -> Catalog:
         InvalidInputError: Nothing there, or it is none of these.
         TransientError: The API does not answer.
     """
-    if spec in PRESETS:
-        return ApiCatalog(PRESETS[spec].url, sign=PRESETS[spec].sign)
+    _check_spec(spec)
+    preset = _preset(spec)
+    if preset is not None:
+        return ApiCatalog(preset.url, sign=preset.sign)
     if urlsplit(spec).scheme.lower() in {"http", "https"}:
-        if urlsplit(spec).query or "@" in urlsplit(spec).netloc:
-            raise InvalidInputError(
-                f"catalogue {redact(spec)!r}: the URL must not hold a user name, password or query, because plans and "
-                "reports keep it"
-            )
         return ApiCatalog(spec, sign=urlsplit(spec).hostname == PLANETARY_COMPUTER)
-    if not dialects.is_local(spec):
-        raise InvalidInputError(f"catalogue {redact(spec)!r} is neither {', '.join(PRESETS)} nor http(s) nor a file")
     return FileCatalog(dialects.local_path(spec))
 
 
@@ -277,11 +340,11 @@ def scenes_of(
         for period in periods:
             items = catalog.search(collection=collection, geometry=part, start=period.start, end=period.end)
             for item in items:
-                scene = _scene(
-                    item, catalog=catalog, collection=collection, skipped=skipped, sensor=sensor, offset=offset
-                )
                 # Intervals of the STAC API are closed at both ends; periods are half-open.
-                if scene is None or not period.start <= scene.acquired < period.end:
+                if not _asked_for(item, collection=collection) or not period.start <= acquired_of(item) < period.end:
+                    continue
+                scene = _scene(item, catalog=catalog, skipped=skipped, sensor=sensor, offset=offset)
+                if scene is None:
                     continue
                 if scene.id not in found and not geometry.intersects(shapely.from_wkb(scene.footprint)):
                     continue
@@ -293,11 +356,13 @@ def scenes_of(
     return newest_versions(scenes, list(shapely.from_wkb([s.footprint for s in scenes])), whole=True)
 
 
-def _scene(
-    item: Item, *, catalog: Catalog, collection: str, skipped: dict[str, str], sensor: str, offset: str
-) -> Scene | None:
-    if item.get("collection") not in {None, collection}:
-        return None
+def _asked_for(item: Item, *, collection: str) -> bool:
+    """Whether an item is of the collection, or does not say."""
+    told = item.get("collection")
+    return told is None or told == collection
+
+
+def _scene(item: Item, *, catalog: Catalog, skipped: dict[str, str], sensor: str, offset: str) -> Scene | None:
     try:
         return scene_from_item(item, base=catalog.base_of(item), sign=catalog.sign, sensor=sensor, offset=offset)
     except UnusableItemError as err:
@@ -310,6 +375,3 @@ def _scene(
 def _query_parts(geometry: BaseGeometry) -> Sequence[BaseGeometry]:
     west, _, east, _ = geometry.bounds
     return (geometry,) if east - west <= WIDE_DEG else tuple(part for _, part in split_zones(geometry))
-
-
-logger = logging.getLogger(__name__)

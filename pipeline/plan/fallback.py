@@ -7,12 +7,11 @@ turns to when a file cannot be read. Alternates decide no pixel: they are the sa
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import shapely
-
-from pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +22,8 @@ SAME_FOOTPRINT = 0.9
 """Share of both footprints that two descriptions of one product have in common; halves of a granule that was split over
 two datastrips share everything but their ground."""
 
+logger = logging.getLogger(__name__)
+
 
 def merged(catalogs: Sequence[tuple[Scene, ...]]) -> tuple[Scene, ...]:
     """One scene per product, of the first catalogue that has it; the others become its alternates.
@@ -31,36 +32,31 @@ def merged(catalogs: Sequence[tuple[Scene, ...]]) -> tuple[Scene, ...]:
         catalogs: Scenes of every catalogue, the preferred one first.
 
     Returns:
-        Scenes with unique ids, sorted by id.
-
-    Raises:
-        DataError: Two catalogues give one id to different products.
+        Scenes with unique ids, sorted by id. Where two catalogues have an id and it is not the same product, the first
+        one's stays.
     """
     kept: dict[str, Scene] = {}
     products: dict[tuple[str, str, str], list[str]] = {}
     for scenes in catalogs:
-        before = {key: list(ids) for key, ids in products.items()}  # a catalogue is not compared with itself
+        before = {key: tuple(ids) for key, ids in products.items()}  # a catalogue is not compared with itself
         for scene in scenes:
             key = _product(scene)
             twin = next((i for i in before.get(key, ()) if _same_ground(kept[i], scene)), None) if key else None
             if twin is not None:
-                own = kept[twin]
-                kept[twin] = replace(own, alternates=(*own.alternates, replace(scene, alternates=())))
-                continue
-            if scene.id in kept:
-                raise DataError(
-                    f"two catalogues have an item {scene.id} and they are different products (acquisition or version "
-                    "differ): name one catalogue only"
-                )
-            kept[scene.id] = scene
-            if key:
-                products.setdefault(key, []).append(scene.id)
+                kept[twin] = replace(kept[twin], alternates=(*kept[twin].alternates, replace(scene, alternates=())))
+            elif scene.id in kept:
+                logger.warning("two catalogues have an item %s: the one of the first is taken", scene.id)
+            else:
+                kept[scene.id] = scene
+                if key:
+                    products.setdefault(key, []).append(scene.id)
     return tuple(kept[key] for key in sorted(kept))
 
 
 def _product(scene: Scene) -> tuple[str, str, str] | None:
     """What two descriptions of one product have in common; None when the scene does not say."""
-    return (scene.sensor, scene.acquisition, scene.version.partition("@")[0]) if scene.acquisition else None
+    baseline = scene.version.partition("@")[0]
+    return (scene.sensor, scene.acquisition, baseline) if scene.acquisition and baseline else None
 
 
 def _same_ground(a: Scene, b: Scene) -> bool:

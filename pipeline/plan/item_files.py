@@ -14,6 +14,7 @@ import shapely
 
 from pipeline.errors import DataError, InvalidInputError
 from pipeline.plan.hrefs import is_local, local_path, redact
+from pipeline.plan.item_values import listing
 from pipeline.plan.items import acquired_of, footprint_of
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class FileCatalog:
             self._times.append(time)
             shapes.append(shape)
         self._tree = shapely.STRtree(shapes)
-        self._collections = {self._rows.key(i).get("collection") for i in range(len(self._rows))}
+        told = [self._rows.key(i).get("collection") for i in range(len(self._rows))]
+        self._collections = {c for c in told if c is None or isinstance(c, str)}
 
     @property
     def collections(self) -> tuple[str, ...]:
@@ -83,14 +85,15 @@ class FileCatalog:
     ) -> Iterator[dict[str, Any]]:
         """Items that touch the geometry, in the order of the file; see ``Catalog``."""
         if not self._collections & {None, collection}:
-            held = ", ".join(sorted(str(c) for c in self._collections)) or "nothing"
-            raise InvalidInputError(f"catalogue {self.path} has no collection {collection!r}; it holds {held}")
+            raise InvalidInputError(
+                f"catalogue {self.path} has no collection {collection!r}; it holds {listing(self.collections)}"
+            )
         for number in sorted(self._tree.query(geometry, predicate="intersects").tolist()):
             time = self._times[number]
             if time is None or not start <= time <= end:
                 continue
             item = self._rows.item(number)
-            if item.get("collection") in {None, collection}:
+            if item.get("collection") is None or item["collection"] == collection:
                 yield item
 
 

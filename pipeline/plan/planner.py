@@ -230,7 +230,7 @@ def _search(
     by_cell: dict[Cell, tuple[Candidates, ...]] = dict.fromkeys(cells, ())
     for name in inputs.sensors:
         own, place = inputs.of(name), inputs.catalog_of(name)
-        note(f"searching {place} for {name}: {len(periods)} periods over {len(cells)} cells")
+        note(f"searching {catalog.redact(place)} for {name}: {len(periods)} periods over {len(cells)} cells")
         scenes = catalog.find(
             place,
             sensor=name,

@@ -1,17 +1,20 @@
 """A STAC API over the network, never trusted: pages may loop, repeat items, break off or come back as something else.
 
-Asked month by month, one request after the other (an archive has banned a user for parallel searches). No message holds
-a query string or a password.
+A search is asked in slices of a month at most, one request after the other: archives lose pages of large answers, and
+one has banned a user for parallel searches (Planetary Computer issue 427). What comes back may hold too much or things
+twice; ``catalog.scenes_of`` filters exactly and tells items apart by their ids.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote
 
 import shapely
-from urllib3.util.retry import Retry
 
 from pipeline.errors import InvalidInputError, TransientError
 from pipeline.plan.hrefs import redact
@@ -26,38 +29,88 @@ if TYPE_CHECKING:
 
 PAGE_ITEMS = 250
 """Items asked per page: the Planetary Computer caps at 1000 and answers large pages slowly."""
-CAPS = frozenset([100, 250, 500, 1000, 2000, 5000, 10_000])
+CAPS = frozenset([100, 200, 250, 500, 1000, 2000, 2500, 5000, 10_000])
 """Answers of exactly so many items look cut: the time is split and asked again."""
 MAX_VERTICES = 500
 """Vertices of a query geometry: larger ones time out (Planetary Computer issue 442)."""
+MONTH = timedelta(days=31)
+SHORTEST = timedelta(seconds=2)
+"""Slices are not split below: an archive's times have seconds."""
 STALE_PAGES = 3
 """Pages in a row without a new item after which paging counts as a loop."""
-MAX_RETRY_AFTER_S = 120.0
-TIMEOUT_S = 60
+MAX_PAGES = 4000
+"""Of one slice: a million items, more than any archive has in a month."""
+SCENE_DEG = 3.0
+"""Scenes are at most this wide on the ground, degrees of latitude: Sentinel-1 IW has 250 km and a slanted outline."""
+SLIVER_DEG = 0.001
+"""Width of the query on the other side of the antimeridian."""
 
 
-def query_shape(part: BaseGeometry) -> BaseGeometry:
-    """A geometry of few vertices that covers the part: enough for a query, whose answers are filtered exactly."""
+def query_shapes(part: BaseGeometry) -> tuple[tuple[BaseGeometry, BaseGeometry | None], ...]:
+    """Geometries of few vertices that cover a part of the area: enough for a query, whose answers are filtered exactly.
+
+    A scene across the antimeridian may be written in longitudes beyond 180 (Planetary Computer issue 296), and then
+    lies nowhere near a part on the other side. So beside the antimeridian the part is asked for a second time, in those
+    longitudes; a server that refuses them is asked for a sliver on the far side, which such a scene touches unless all
+    of its valid pixels lie beyond.
+
+    Args:
+        part: lon/lat polygons on one side of the antimeridian.
+
+    Returns:
+        (geometry, what to ask for where the server refuses it; None when it must not).
+    """
+    west, south, east, north = part.bounds
+    reach = SCENE_DEG / max(math.cos(math.radians(max(abs(south), abs(north)))), 0.01)
+    low, high = max(south - SCENE_DEG, -90.0), min(north + SCENE_DEG, 90.0)
+    shapes: list[tuple[BaseGeometry, BaseGeometry | None]] = [(_simplified(part), None)]
+    if east > 180 - reach:
+        sliver = shapely.box(-180, low, -180 + SLIVER_DEG, high)
+        shapes.append((shapely.box(-180 - min(reach, 180 - west), low, -180 + SLIVER_DEG, high), sliver))
+    if west < -180 + reach:
+        sliver = shapely.box(180 - SLIVER_DEG, low, 180, high)
+        shapes.append((shapely.box(180 - SLIVER_DEG, low, 180 + min(reach, 180 + east), high), sliver))
+    return tuple(shapes)
+
+
+def _simplified(part: BaseGeometry) -> BaseGeometry:
     if shapely.get_num_coordinates(part) <= MAX_VERTICES:
         return part
     for step in (0.001, 0.01, 0.1):
         simple = part.buffer(2 * step, join_style="mitre").simplify(step)
+        simple = simple.intersection(shapely.box(-180, -90, 180, 90))
         if shapely.get_num_coordinates(simple) <= MAX_VERTICES and simple.covers(part):
-            return simple.intersection(shapely.box(-180, -90, 180, 90))
+            return simple
     return shapely.box(*part.bounds)
 
 
-class _CappedRetry(Retry):
-    """Retry that obeys Retry-After only up to ``MAX_RETRY_AFTER_S``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Query:
+    collection: str
+    shape: BaseGeometry
+    start: datetime
+    end: datetime
 
-    def get_retry_after(self, response: Any) -> float | None:
-        """Seconds to wait, or None when the server does not say."""
-        seconds = super().get_retry_after(response)
-        return None if seconds is None else min(seconds, MAX_RETRY_AFTER_S)
+
+@dataclass(slots=True, kw_only=True)
+class _Answer:
+    """All pages of one query.
+
+    Attributes:
+        items: As they came, some maybe twice.
+        ids: Of the items.
+        last: Items of the last page.
+        matched: How many the server says there are; 0 when it does not say.
+    """
+
+    items: list[Item]
+    ids: set[str]
+    last: int = 0
+    matched: int = 0
 
 
 class ApiCatalog:
-    """A STAC API (Item Search), asked by pystac-client.
+    """A STAC API (Item Search), asked with pystac-client.
 
     Args:
         url: Landing page.
@@ -71,29 +124,25 @@ class ApiCatalog:
     """
 
     def __init__(self, url: str, *, sign: bool, backoff_s: float = 1.0, page_items: int = PAGE_ITEMS) -> None:
-        from pystac_client.stac_api_io import StacApiIO  # noqa: PLC0415
+        from pipeline.plan.stac_http import ApiIO  # noqa: PLC0415
 
         self.url, self.sign, self._page_items = url, sign, page_items
+        self._io = ApiIO(url, backoff_s=backoff_s)
         self._known: set[str] = set()
-        # pystac-client retries no status by itself, and urllib3 no POST unless every method is allowed (measured).
-        retries = _CappedRetry(
-            total=8,
-            connect=3,
-            backoff_factor=backoff_s,
-            status_forcelist=[429, 502, 503, 504],
-            allowed_methods=None,
-        )
-        self._io = StacApiIO(timeout=TIMEOUT_S, max_retries=retries)
-        self._io.session.hooks["response"].append(self._refuse_redirect)
-        landing = self._get(url, at_open=True)
-        links = [k for k in landing.get("links") or () if isinstance(k, dict) and k.get("rel") == "search"]
+        self._counts = True  # whether the server's own count of items is to be believed
+        landing = self._landing()
+        links = _links(landing, "search")
         if "id" not in landing or not (links or landing.get("conformsTo")):
             raise InvalidInputError(
                 f"{redact(url)} is not a STAC API with item search (no link rel=search, no conformsTo); "
                 "download a static catalogue and give its path"
             )
-        href = str(links[0].get("href")) if links else "search"
-        self._search_url = self._own(urljoin(url.split("?", maxsplit=1)[0].rstrip("/") + "/", href))
+        # A link that says only GET is taken at its word; servers with one link and no method serve both.
+        told = [str(link.get("method", "")).upper() for link in links]
+        self._method = "GET" if told and all(method == "GET" for method in told) else "POST"
+        href = next((str(k.get("href")) for k, method in zip(links, told, strict=True) if method == "POST"), None)
+        href = href or (str(links[0].get("href")) if links else "search")
+        self._search_url = self._io.own(href, base=url.split("?", maxsplit=1)[0].rstrip("/") + "/")
 
     def base_of(self, item: dict[str, Any]) -> str | None:  # noqa: ARG002
         """The API's own address: remote, so its items may name no local file."""
@@ -102,118 +151,156 @@ class ApiCatalog:
     def search(
         self, *, collection: str, geometry: BaseGeometry, start: datetime, end: datetime
     ) -> Iterator[dict[str, Any]]:
-        """Items that touch the geometry, page by page; see ``Catalog``."""
-        empty, shape = True, query_shape(geometry)
-        for first, last in _months(start, end):
-            for item in self._slice(collection=collection, shape=shape, start=first, end=last):
+        """Items that touch the geometry, page by page; see ``Catalog``.
+
+        Raises:
+            InvalidInputError: No such collection, pages in a circle, or what ``stac_http`` refuses.
+            TransientError: The API does not answer.
+        """
+        empty = True
+        for shape, spare in query_shapes(geometry):
+            for item in self._searched(shape, spare, collection=collection, start=start, end=end):
                 empty = False
                 yield item
         if empty:
             self._check_collection(collection)
 
-    def _slice(self, *, collection: str, shape: BaseGeometry, start: datetime, end: datetime) -> Iterator[Item]:
+    def _searched(
+        self, shape: BaseGeometry, spare: BaseGeometry | None, *, collection: str, start: datetime, end: datetime
+    ) -> Iterator[Item]:
+        for first, last in _months(start, end):
+            query = _Query(collection=collection, shape=shape, start=first, end=last)
+            if spare is None:
+                yield from self._slice(query)
+                continue
+            try:
+                found = list(self._slice(query))
+            except InvalidInputError:
+                found = list(self._slice(replace(query, shape=spare)))
+            yield from found
+
+    def _slice(self, query: _Query) -> Iterator[Item]:
+        answer = self._answer(query)
+        yield from answer.items
+        halves = _halves(query)
+        if halves and self._looks_cut(answer, halves):
+            for half in halves:
+                yield from self._slice(half)
+
+    def _looks_cut(self, answer: _Answer, halves: tuple[_Query, ...]) -> bool:
+        """Whether there may be items that the server did not return.
+
+        A full last page without a next link, or a round number of items, is how servers that lose pages look. Fewer
+        items than the server counts may also mean that it only estimates: then its counts are not believed again.
+        """
+        if answer.last == self._page_items or len(answer.ids) in CAPS:
+            return True
+        if not self._counts or answer.matched <= len(answer.ids):
+            return False
+        self._counts = any(self._answer(half).ids - answer.ids for half in halves)
+        return self._counts
+
+    def _answer(self, query: _Query) -> _Answer:
         from pystac_client.item_search import ItemSearch  # noqa: PLC0415
 
+        # A query string of 500 vertices is longer than servers take: by GET the box is asked for.
+        place: dict[str, Any] = {"intersects": shapely.geometry.mapping(query.shape)}
+        if self._method == "GET":
+            place = {"bbox": list(query.shape.bounds)}
         search = ItemSearch(
             self._search_url,
+            method=self._method,
             stac_io=self._io,
-            collections=[collection],
-            intersects=shapely.geometry.mapping(shape),
-            datetime=(start, end),
+            collections=[query.collection],
+            datetime=(query.start, query.end),
             limit=self._page_items,
+            **place,
         )
-        count, last, matched = 0, 0, 0
+        answer = _Answer(items=[], ids=set())
         for page in self._pages(search):
-            last, matched = len(page["features"]), max(matched, _matched(page))
-            count += last
-            yield from page["features"]
-        # A full last page without a next link, fewer items than the server counts, or a round number of them is how
-        # servers that lose pages look: ask for the halves as well. What comes twice is told apart by its id.
-        cut = last == self._page_items or count in CAPS or matched > count
-        if cut and (end - start).total_seconds() > 2:
-            middle = start + (end - start) / 2
-            yield from self._slice(collection=collection, shape=shape, start=start, end=middle)
-            yield from self._slice(collection=collection, shape=shape, start=middle, end=end)
+            answer.last = len(page["features"])
+            answer.matched = max(answer.matched, _matched(page))
+            answer.items += page["features"]
+            answer.ids |= {str(item.get("id")) for item in page["features"]}
+        return answer
 
     def _pages(self, search: Any) -> Iterator[Item]:
-        from pystac.link import Link  # noqa: PLC0415
-
         parameters = search.get_parameters()
-        page = self._get(search.url, method=search.method, parameters=parameters)
+        page = self._page(search.url, method=search.method, parameters=parameters)
         asked: set[str] = set()
         ids: set[str] = set()
         stale = 0
         while True:
-            features = page.get("features")
-            if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
-                raise TransientError(f"{redact(search.url)} answered a search without a list of features")
-            new = {str(f.get("id")) for f in features} - ids
+            new = {str(item.get("id")) for item in page["features"]} - ids
             stale = 0 if new else stale + 1
             ids |= new
             yield page
-            links = (k for k in page.get("links") or () if isinstance(k, dict))
-            link = next((k for k in links if k.get("rel") == "next" and k.get("href")), None)
+            link = next((k for k in _links(page, "next") if k.get("href")), None)
             if link is None:
                 return
             key = canonical_json([link.get(k) for k in ("href", "method", "body")])
-            if key in asked or stale >= STALE_PAGES:
+            if key in asked or stale >= STALE_PAGES or len(asked) >= MAX_PAGES:
                 raise InvalidInputError(
                     f"paging of {redact(self.url)} runs in a circle after {len(asked) + 1} pages ({len(ids)} items): "
                     "report it to the provider, or use a file catalogue"
                 )
             asked.add(key)
-            self._own(urljoin(search.url, str(link["href"])))
-            page = self._get(Link.from_dict(link), parameters=parameters)
+            page = self._page(**self._following(link, base=search.url, parameters=parameters))
 
-    def _own(self, url: str) -> str:
-        """The URL, if it is of the API's own host: a link elsewhere would take the search, and us, where it likes.
+    def _following(self, link: Item, *, base: str, parameters: Item) -> Item:
+        """The request of a next link (STAC API, item search): all is in the href by GET, in the body by POST."""
+        method, body, headers = str(link.get("method") or "GET").upper(), link.get("body"), link.get("headers")
+        if method not in {"GET", "POST"}:
+            raise InvalidInputError(f"{redact(self.url)} wants its next page asked for by {method[:20]!r}: refused")
+        body = body if isinstance(body, dict) else {}
+        return {
+            "href": self._io.own(str(link["href"]), base=base),
+            "method": method,
+            "headers": {str(k): str(v) for k, v in headers.items()} if isinstance(headers, dict) else None,
+            "parameters": ({**parameters, **body} if link.get("merge") else body) if method == "POST" else None,
+        }
 
-        Raises:
-            InvalidInputError: Another host or scheme.
-        """
-        here, there = urlsplit(self.url), urlsplit(url)
-        safe = there.scheme == here.scheme or (here.scheme, there.scheme) == ("http", "https")
-        if there.hostname != here.hostname or not safe:
-            raise InvalidInputError(
-                f"{redact(self.url)} sends the search on to {there.scheme}://{there.hostname}: refused; if that is its "
-                "new address, use it as the catalogue"
-            )
-        return url
+    def _page(self, href: str, **request: Any) -> Item:
+        page = self._get(href, **request)
+        features = page.get("features")
+        if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
+            raise TransientError(f"{redact(self.url)} answered a search without a list of features")
+        return page
 
-    def _refuse_redirect(self, response: Any, **_: Any) -> None:
-        """Called for every answer, before a redirect is followed."""
-        if response.is_redirect:
-            self._own(urljoin(response.url, response.headers["Location"]))
+    def _landing(self) -> Item:
+        landing = _json_object(self._io.request(self.url))
+        if landing is None:
+            raise InvalidInputError(f"{redact(self.url)} is not a STAC API: its landing page is not a JSON object")
+        return landing
 
-    def _get(self, place: Any, *, at_open: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """One JSON object; statuses are retried by urllib3, a body that is not JSON is asked for twice more."""
-        from pystac_client.exceptions import APIError  # noqa: PLC0415
+    def _get(self, href: str, **request: Any) -> Item:
+        """One JSON object; what is none is asked for again: a gateway's page in between passes."""
+        from pipeline.plan.stac_http import ATTEMPTS  # noqa: PLC0415
 
-        name = redact(self.url)
-        for _ in range(3):
-            try:
-                answer = self._io.read_json(place, **kwargs)
-            except APIError as err:
-                raise _api_error(err, name=name) from None
-            except ValueError:
-                if at_open:
-                    break
-                continue
-            if isinstance(answer, dict):
-                return answer
-        if at_open:
-            raise InvalidInputError(f"{name} is not a STAC API: its landing page is not a JSON object")
-        raise TransientError(f"{name} answered three times with something that is not a JSON object; try again later")
+        for attempt in range(ATTEMPTS):
+            found = _json_object(self._io.request(href, **request))
+            if found is not None:
+                return found
+            if attempt + 1 < ATTEMPTS:
+                self._io.pause(attempt)
+        raise TransientError(
+            f"{redact(self.url)} answered {ATTEMPTS} times with something that is not a JSON object; try again later"
+        )
 
     def _check_collection(self, collection: str) -> None:
         if collection in self._known:
             return
-        url = f"{self.url.split('?')[0].rstrip('/')}/collections/{collection}"
+        url = f"{self.url.split('?')[0].rstrip('/')}/collections/{quote(collection, safe='')}"
         try:
             self._get(url)
         except InvalidInputError as err:
             raise InvalidInputError(f"{redact(self.url)} has no collection {collection!r}: {err}") from None
         self._known.add(collection)
+
+
+def _links(page: Item, rel: str) -> list[Item]:
+    links = page.get("links")
+    return [k for k in links if isinstance(k, dict) and k.get("rel") == rel] if isinstance(links, list) else []
 
 
 def _matched(page: Item) -> int:
@@ -223,9 +310,28 @@ def _matched(page: Item) -> int:
     return max((n for n in told if isinstance(n, int) and not isinstance(n, bool)), default=0)
 
 
+def _json_object(text: str) -> Item | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _halves(query: _Query) -> tuple[_Query, ...]:
+    """The query, cut in the middle of its time; nothing below ``SHORTEST``."""
+    if query.end - query.start <= SHORTEST:
+        return ()
+    middle = query.start + (query.end - query.start) / 2
+    return tuple(
+        _Query(collection=query.collection, shape=query.shape, start=start, end=end)
+        for start, end in ((query.start, middle), (middle, query.end))
+    )
+
+
 def _months(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """The interval, cut at the first of every month when it is longer: archives lose pages of large answers."""
-    if end - start <= timedelta(days=31):
+    """The interval, cut at the first of every month when it is longer than a month."""
+    if end - start <= MONTH:
         yield start, end
         return
     first = start
@@ -234,13 +340,3 @@ def _months(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime
         last = min(end, datetime(year, month, 1, tzinfo=UTC))
         yield first, last
         first = last
-
-
-def _api_error(err: Exception, *, name: str) -> InvalidInputError | TransientError:
-    status = getattr(err, "status_code", None)
-    text = redact(" ".join(str(err).split()))[:300]
-    if status is not None and 400 <= status < 500 and status not in {408, 425, 429}:
-        return InvalidInputError(f"STAC API {name} refused the request with status {status}: {text}")
-    return TransientError(
-        f"STAC API {name} does not answer (status {status or 'none'}), retries included: {text}; is the address right?"
-    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import InvalidInputError
 from pipeline.read import quality
+from pipeline.read.blocks import CachedAccess
 from pipeline.read.composite import compose
 from pipeline.read.pieces import Piece
 from pipeline.read.pixelwise import compose_medians
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from pipeline.read.access import Access
+    from pipeline.read.blocks import BlockCache
     from pipeline.read.cloudmask import CloudMask
     from pipeline.read.pieces import Made
     from pipeline.read.rank import RankStore
@@ -64,6 +66,7 @@ def read_stacks(
     pool: Executor,
     rules: tuple[ReadRule, ...] = DEFAULT_RULES,
     mask: CloudMask | None = None,
+    cache: BlockCache | None = None,
 ) -> tuple[Stack, ...]:
     """Read and composite everything under ``box``, one Stack per rule in their order.
 
@@ -80,6 +83,7 @@ def read_stacks(
         pool: Runs the reads; 16 threads.
         rules: Sensors and their composites.
         mask: For ``composite: omnicloudmask``; None: OmniCloudMask itself.
+        cache: Keeps decoded blocks for neighbouring tiles, see ``blocks.cache_for``; one for all tiles of a run.
 
     Returns:
         Stacks: layer boxes as ``layer_boxes``, Sentinel-2 uint16 in the encoding of ``DN_OFFSET``, with ``quality``.
@@ -90,7 +94,8 @@ def read_stacks(
         TransientError: No token for signed URLs.
         OutputError: The store of rankings fails.
     """
-    tools = Ranks(store=ranks, reads=Reads(access, ranks), pool=pool, mask=mask)
+    opened = access if cache is None else CachedAccess.around(access, cache)
+    tools = Ranks(store=ranks, reads=Reads(opened, ranks), pool=pool, mask=mask)
     return tuple(
         _read(rule, box=box, periods=periods, candidates=candidates, scenes=scenes, tools=tools) for rule in rules
     )
@@ -106,6 +111,7 @@ def read_stack(
     ranks: RankStore,
     pool: Executor,
     rule: ReadRule | None = None,
+    cache: BlockCache | None = None,
 ) -> Stack:
     """The Stack of one sensor; see ``read_stacks``."""
     rules = (rule or ReadRule(),)
@@ -118,6 +124,7 @@ def read_stack(
         ranks=ranks,
         pool=pool,
         rules=rules,
+        cache=cache,
     )
     return stack
 

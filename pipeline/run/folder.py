@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings
+from pipeline.plan import catalog
 from pipeline.read.access import Access
 
 if TYPE_CHECKING:
@@ -30,8 +31,25 @@ def settings_of(plan: Plan) -> Settings:
     return Settings.model_validate_json(plan.settings)
 
 
-def access_of(plan: Plan) -> Access:
-    """What may be opened for a plan: local files only when the catalogue itself is local."""
+def encoder_arguments(plan: Plan) -> dict[str, Any]:
+    """What an encoder of this plan is built with, beside its weights and threads."""
     inputs = settings_of(plan).inputs
-    remote = inputs.catalog == "planetary-computer" or inputs.catalog.lower().startswith(("http://", "https://"))
-    return Access(allow_local=not remote, hosts=inputs.allowed_hosts)
+    return {
+        "grid": plan.grid,
+        "periods": plan.periods,
+        "numerics": plan.numerics,
+        "sensors": inputs.sensors,
+        "resampling": inputs.resampling,
+    }
+
+
+def access_of(plan: Plan) -> Access:
+    """What may be opened for a plan: local files only when a catalogue itself is local."""
+    inputs = settings_of(plan).inputs
+    return Access(
+        allow_local=any(catalog.is_local(inputs.catalog_of(name)) for name in inputs.sensors),
+        allow_private=inputs.allow_private_hosts,
+        hosts=inputs.allowed_hosts,
+        requester_pays="landsat" in inputs.sensors and inputs.landsat.requester_pays,
+        backend=inputs.reader,
+    )

@@ -34,10 +34,9 @@ from pipeline.errors import (
 from pipeline.plan import grid, planner
 from pipeline.read.access import redact
 from pipeline.read.rank import FolderRanks
-from pipeline.read.rules import rules_of
-from pipeline.read.tiles import read_stacks
 from pipeline.run import prepare
-from pipeline.run.folder import access_of, settings_of, store_path
+from pipeline.run.folder import encoder_arguments, settings_of, store_path
+from pipeline.run.reading import Source
 from pipeline.run.status import to_do
 from pipeline.run.tile import At, Encoder, Maps, TileContext, run_tile, wanted_px
 from pipeline.types import Int8Embedding, Plan, Receipt, Stack, Task, Usage
@@ -347,13 +346,7 @@ def _encoder(
                 f"{model.card.sha256[:12]} now): plan again into another output"
             )
         encoder: session.Session | workers.Workers
-        given: dict[str, Any] = {
-            "grid": plan.grid,
-            "periods": plan.periods,
-            "numerics": plan.numerics,
-            "sensors": settings.inputs.sensors,
-            "resampling": settings.inputs.resampling,
-        }
+        given = encoder_arguments(plan)
         if processes:
             encoder = held.enter_context(workers.Workers(model, processes=count, **given))
         else:
@@ -431,7 +424,11 @@ def store_spec(plan: Plan, *, heads: tuple[tuple[str, Probe], ...]) -> store.Sto
             store.MapLayer(name=name, classes=tuple(zip(p.values, p.names, p.colours, strict=True)))
             for name, p in heads
         ),
-        source_data=tuple(sorted({f"{s.collection}" for s in plan.scenes})),
+        source_data=tuple(
+            sorted({f"{s.collection} ({s.quantity})" if s.quantity else s.collection for s in plan.scenes})
+        ),
+        sensors=settings_of(plan).inputs.sensors,
+        periods=plan.periods,
     )
 
 
@@ -541,11 +538,9 @@ class _Reading:
 
     def __init__(self, plan: Plan, *, settings: Settings, context: TileContext, ledger: JsonlLedger) -> None:
         self.run_id = ledger.run_id
-        self._plan, self._context, self._ledger = plan, context, ledger
-        self._access = access_of(plan)
-        self._rules = rules_of(settings.inputs)
-        self._ranks = FolderRanks(Path(plan.output) / "ranks")
-        self._scenes = {scene.id: scene for scene in plan.scenes}
+        self._context, self._ledger = context, ledger
+        self._source = Source(plan, ranks=FolderRanks(Path(plan.output) / "ranks"))
+        ledger.network = self._source.network
         self._io = ThreadPoolExecutor(settings.run.io_threads, thread_name_prefix="io")
         self._tiles = ThreadPoolExecutor(READERS, thread_name_prefix="tile")
 
@@ -558,18 +553,8 @@ class _Reading:
         return attempt, self._tiles.submit(self._read, task)
 
     def _read(self, task: Task) -> tuple[Stack, ...]:
-        spec = self._plan.grid
         with self._context.clock.stage("read"):
-            stacks = read_stacks(
-                box=grid.read_box(task.tile, grid.tile_windows(task.tile, task.blocks, spec), spec),
-                periods=self._plan.periods,
-                candidates=task.candidates,
-                scenes=self._scenes,
-                access=self._access,
-                ranks=self._ranks,
-                pool=self._io,
-                rules=self._rules,
-            )
+            stacks = self._source.read(task, pool=self._io)
         self._context.encoder.stage(stacks)
         return stacks
 

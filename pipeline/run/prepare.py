@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.config import Settings
+    from pipeline.config import InputSettings, Settings
     from pipeline.encode.checkpoint import Checkpoint
     from pipeline.maps.probe import Probe
 
@@ -37,6 +37,7 @@ ABSOLUTE = ("v1", "v1.1")
 that."""
 
 STRIPES = "warning: {version} adds positions to its tokens, so its vectors keep faint stripes of the window lattice"
+S2_ONLY = ("sentinel2_l2a",)
 CALIBRATION_PERIODS = 3
 CALIBRATION_PX = 96
 """Largest side of a calibration window: every simulated place holds at least one."""
@@ -107,10 +108,20 @@ def _with_absolute_paths(settings: Settings) -> Settings:
         return str(Path(text).resolve()) if text and Path(text).exists() else text
 
     maps = tuple(m.model_copy(update={"head": absolute(m.head)}) for m in settings.maps)
-    inputs = settings.inputs.model_copy(update={"catalog": absolute(settings.inputs.catalog)})
+    inputs = _with_absolute_catalogs(settings.inputs, absolute)
     account = settings.account.model_copy(update={"prices": absolute(settings.account.prices)})
     model = absolute(str(settings.model))
     return settings.model_copy(update={"maps": maps, "inputs": inputs, "account": account, "model": model})
+
+
+def _with_absolute_catalogs(inputs: InputSettings, absolute: Callable[[str], str]) -> InputSettings:
+    def every(spec: str) -> str:
+        return absolute(spec) if Path(spec).exists() else ",".join(absolute(part.strip()) for part in spec.split(","))
+
+    fields = ("sentinel2", "sentinel1", "landsat")
+    sections = {name: getattr(inputs, name) for name in fields}
+    own = {name: part.model_copy(update={"catalog": every(part.catalog)}) for name, part in sections.items()}
+    return inputs.model_copy(update={"catalog": every(inputs.catalog)} | own)
 
 
 def load_heads(settings: Settings, *, card: ModelCard, calibration: Calibration) -> tuple[tuple[str, Probe], ...]:
@@ -186,22 +197,26 @@ def _tile_px(settings: Settings, *, device: str) -> int:
 def _calibration(settings: Settings, model: Checkpoint, *, spec: GridSpec, note: Callable[[str], None]) -> Calibration:
     from pipeline.encode import quantize  # noqa: PLC0415
 
+    sensors = settings.inputs.sensors
     if settings.store.calibration != "auto":
-        return quantize.load_calibration(settings.store.calibration, card=model.card, patch_px=spec.patch_px)
-    kept = _kept_calibration(str(settings.output), card=model.card, patch_px=spec.patch_px)
+        return quantize.load_calibration(
+            settings.store.calibration, card=model.card, patch_px=spec.patch_px, sensors=sensors
+        )
+    kept = _kept_calibration(str(settings.output), card=model.card, patch_px=spec.patch_px, sensors=sensors)
     if kept is not None:
         return kept
     note("deriving a provisional int8 calibration from the weights and the packaged simulated sample")
-    return provisional(model, patch_px=spec.patch_px)
+    return provisional(model, patch_px=spec.patch_px, sensors=sensors)
 
 
-def _kept_calibration(output: str, *, card: ModelCard, patch_px: int) -> Calibration | None:
-    """The provisional calibration of the plan that ``output`` holds, if it is of this model, patch and output."""
+def _kept_calibration(output: str, *, card: ModelCard, patch_px: int, sensors: tuple[str, ...]) -> Calibration | None:
+    """The provisional calibration of the plan that ``output`` holds, if it is of this model, patch and sensors."""
     plan = _kept_plan(output, card=card)
     if plan is None or not plan.calibration.provisional:
         return None
     kept = plan.calibration
-    return kept if (kept.model_sha256, kept.patch_px, kept.output) == (card.sha256, patch_px, card.output) else None
+    wanted = (card.sha256, patch_px, card.output, sensors)
+    return kept if (kept.model_sha256, kept.patch_px, kept.output, kept.sensors) == wanted else None
 
 
 def _kept_numerics(output: str, *, card: ModelCard) -> Numerics | None:
@@ -218,7 +233,7 @@ def _kept_plan(output: str, *, card: ModelCard) -> Plan | None:
     return plan if (plan.model.sha256, plan.model.config) == (card.sha256, card.config) else None
 
 
-def provisional(model: Checkpoint, *, patch_px: int) -> Calibration:
+def provisional(model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...] = S2_ONLY) -> Calibration:
     """A calibration from the weights and the packaged simulated sample only, always by the same float32 encoder.
 
     Independent of the request: fixed dates, fixed windows, eager float32 on the CPU, so that every store of one model
@@ -227,17 +242,18 @@ def provisional(model: Checkpoint, *, patch_px: int) -> Calibration:
     from pipeline.encode import quantize  # noqa: PLC0415
 
     return quantize.calibrate(
-        _sample_vectors(model, patch_px=patch_px),
+        _sample_vectors(model, patch_px=patch_px, sensors=sensors),
         card=model.card,
         patch_px=patch_px,
         source=f"packaged simulated sample, {CALIBRATION_PERIODS} periods, float32",
         provisional=True,
+        sensors=sensors,
     )
 
 
-def _sample_vectors(model: Checkpoint, *, patch_px: int) -> Iterator[NDArray[np.float32]]:
+def _sample_vectors(model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
     from pipeline.encode.session import Session  # noqa: PLC0415
-    from pipeline.simulate.sample import calibration_stacks  # noqa: PLC0415
+    from pipeline.simulate.stacks import calibration_stack_sets  # noqa: PLC0415
 
     start = datetime(2024, 4, 1, tzinfo=UTC)
     step = timedelta(days=30)
@@ -246,11 +262,12 @@ def _sample_vectors(model: Checkpoint, *, patch_px: int) -> Iterator[NDArray[np.
     )
     window = min(trained_side(model.card.version, CALIBRATION_PERIODS), CALIBRATION_PX // patch_px) * patch_px
     spec = GridSpec(patch_px=patch_px, window_px=window, overlap_px=0, tile_px=256)
-    encoder = Session(model, grid=spec, periods=periods, numerics=_plain_numerics(), threads=1)
-    for stack in calibration_stacks(periods):
-        count = min(CALIBRATION_WINDOWS, stack.box.height // window)
-        origins = [(stack.box.row + i * window, stack.box.col + j * window) for i in range(count) for j in range(count)]
-        fields = encoder.encode(stack, origins)
+    encoder = Session(model, grid=spec, periods=periods, numerics=_plain_numerics(), threads=1, sensors=sensors)
+    for stacks in calibration_stack_sets(periods, sensors=sensors):
+        box = stacks[0].box
+        count = min(CALIBRATION_WINDOWS, box.height // window)
+        origins = [(box.row + i * window, box.col + j * window) for i in range(count) for j in range(count)]
+        fields = encoder.encode(stacks, origins)
         yield encoder.head(fields.values).numpy()[fields.valid]
 
 
@@ -274,17 +291,37 @@ def _rate(
     from pipeline.account import prices  # noqa: PLC0415
 
     row = prices.load(settings.account.prices).row(settings.account.instance)
-    rate = estimate.rate_for(numerics, price=row, encoders=encoder_threads(settings, device=numerics.device))
-    flops = estimate.flops_per_window(model.card, spec, len(periods)) * numerics.batch_windows
+    count, sensors = encoder_threads(settings, device=numerics.device), settings.inputs.sensors
+    rate = replace(
+        estimate.rate_for(numerics, price=row, encoders=count), encoder_bytes=_encoder_bytes(settings, model, numerics)
+    )
+    flops = estimate.flops_per_window(model.card, spec, len(periods), sensors=sensors) * numerics.batch_windows
     if flops > PROBE_FLOPS or numerics.compiled:
         return rate
-    return replace(rate, flops_per_s=flops / _measured_s(model, spec=spec, periods=periods, numerics=numerics))
+    measured = _measured_s(model, spec=spec, periods=periods, numerics=numerics, sensors=sensors)
+    return replace(rate, flops_per_s=flops / measured)
 
 
-def _measured_s(model: Checkpoint, *, spec: GridSpec, periods: tuple[Period, ...], numerics: Numerics) -> float:
+def _encoder_bytes(settings: Settings, model: Checkpoint, numerics: Numerics) -> int:
+    """Private memory of an encoder process if a long run will use processes, else 0."""
+    from pipeline.encode import workers  # noqa: PLC0415
+
+    count = encoder_threads(settings, device=numerics.device)
+    processes = workers.wanted(settings.run.encoders, device=numerics.device, workers=count, core_s=float("inf"))
+    return workers.bytes_per_worker(model.card, compiled=numerics.compiled) if processes else 0
+
+
+def _measured_s(
+    model: Checkpoint,
+    *,
+    spec: GridSpec,
+    periods: tuple[Period, ...],
+    numerics: Numerics,
+    sensors: tuple[str, ...],
+) -> float:
     """Seconds of one forward pass on one thread."""
     from pipeline.encode.session import Session  # noqa: PLC0415
 
-    encoder = Session(model, grid=spec, periods=periods, numerics=numerics, threads=1)
+    encoder = Session(model, grid=spec, periods=periods, numerics=numerics, threads=1, sensors=sensors)
     encoder.warm_up()
     return max(encoder.warm_up(), 1e-9)

@@ -105,13 +105,20 @@ def footprint_ring(box: Box, edge: OrbitEdge | None) -> list[tuple[float, float]
 
     A box is a few kilometres wide, so straight edges in UTM and in lon/lat differ by less than a metre.
     """
+    return ring_of(box.bounds_m, epsg=box.epsg, edge=edge)
+
+
+def ring_of(
+    bounds_m: tuple[float, float, float, float], *, epsg: int, edge: OrbitEdge | None
+) -> list[tuple[float, float]]:
+    """``footprint_ring`` of x_min, y_min, x_max, y_max on any grid."""
     from rasterio.warp import transform  # noqa: PLC0415
 
-    x_min, y_min, x_max, y_max = box.bounds_m
+    x_min, y_min, x_max, y_max = bounds_m
     ring = [(x_min, y_min), (x_max, y_min), (x_max, y_max), (x_min, y_max)]
     if edge is not None:
         ring = _clip(ring, edge)
-    lons, lats = transform(f"EPSG:{box.epsg}", "EPSG:4326", [x for x, _ in ring], [y for _, y in ring])
+    lons, lats = transform(f"EPSG:{epsg}", "EPSG:4326", [x for x, _ in ring], [y for _, y in ring])
     points = [(round(lon, 8), round(lat, 8)) for lon, lat in zip(lons, lats, strict=True)]
     return [*points, points[0]]
 

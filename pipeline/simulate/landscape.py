@@ -18,7 +18,7 @@ from pipeline.simulate.spectra import BANDS, CROPS, SHIFT_DAYS, code, spectrum_t
 from pipeline.types import PIXEL_M
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -103,6 +103,32 @@ def survey(box: Box, *, seed: int = DEFAULT_SEED, biome: Biome = "temperate") ->
     boxes = (replace(box, row=row, height=min(_STRIP_ROWS, box.row_stop - row)) for row in starts)
     strips = [_survey_strip(strip, seed=seed, biome=biome) for strip in boxes]
     truth_, cover, shift, gain = (np.concatenate(arrays) for arrays in zip(*strips, strict=True))
+    return Ground(box=box, truth=truth_, cover=cover, shift=shift, gain=gain)
+
+
+def joined(parts: Sequence[Ground], box: Box) -> Ground:
+    """The ground of a box that surveyed parts, side by side from west to east or overlapping, cover together.
+
+    Raises:
+        InvalidInputError: They do not cover it.
+    """
+    col, pieces = box.col, []
+    for part in parts:
+        strip = replace(part.box, row=box.row, height=box.height).intersect(
+            replace(box, col=col, width=box.col_stop - col)
+        )
+        if strip is not None and strip.col == col:
+            pieces.append((part, strip))
+            col = strip.col_stop
+        if col == box.col_stop:
+            break
+    if col != box.col_stop:
+        raise InvalidInputError(f"{box} is not covered by the ground of {[part.box for part in parts]}")
+    arrays = (
+        np.concatenate([getattr(part, name)[strip.slices_in(part.box)] for part, strip in pieces], axis=1)
+        for name in ("truth", "cover", "shift", "gain")
+    )
+    truth_, cover, shift, gain = arrays
     return Ground(box=box, truth=truth_, cover=cover, shift=shift, gain=gain)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from affine import Affine
     from numpy.typing import NDArray
 
     from pipeline.simulate.landscape import Ground
@@ -175,17 +176,30 @@ def write_raster(
     nodata: int,
     colours: dict[int, tuple[int, int, int, int]] | None = None,
 ) -> None:
+    """Write a (row, col) array over a lattice box, see ``write_cog``."""
+    write_cog(path, pixels, epsg=box.epsg, transform=box.transform, nodata=nodata, colours=colours)
+
+
+def write_cog(
+    path: Path,
+    pixels: NDArray[Any],
+    *,
+    epsg: int,
+    transform: Affine,
+    nodata: int,
+    colours: dict[int, tuple[int, int, int, int]] | None = None,
+) -> None:
     """Write a (row, col) array as a tiled, deflated COG with overviews; codes (uint8) get nearest overviews."""
     import rasterio  # noqa: PLC0415
 
     resampling = "NEAREST" if pixels.dtype == np.uint8 else "AVERAGE"
     profile = {
-        "width": box.width,
-        "height": box.height,
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
         "count": 1,
         "dtype": pixels.dtype.name,
-        "crs": f"EPSG:{box.epsg}",
-        "transform": box.transform,
+        "crs": f"EPSG:{epsg}",
+        "transform": transform,
         "nodata": nodata,
     }
     with rasterio.open(path, "w", **_COG, **profile, OVERVIEW_RESAMPLING=resampling) as file:

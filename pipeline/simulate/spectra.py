@@ -101,6 +101,8 @@ _CALENDAR: dict[str, tuple[tuple[int, str], ...]] = {
     "shoal": ((1, "shoal"),),
 }
 
+STATES = tuple(_SPECTRA)
+"""Names of what ground can look like: the spectra that calendars are made of."""
 COVERS = tuple(_CALENDAR)
 """Names of the covers; the code of a cover is its place here."""
 CROPS = ("cereal", "rape", "maize", "beet", "grass")
@@ -112,18 +114,29 @@ def code(cover: str) -> int:
     return COVERS.index(cover)
 
 
-def spectrum(cover: str, day: float) -> tuple[float, ...]:
-    """Reflectance 0..1 of a cover on a day of the year (fractions and days outside 1..365 allowed), order of BANDS."""
+def mixture(cover: str, day: float) -> tuple[str, str, float]:
+    """(state before, state after, share of the state after) of a cover on a day of the year; see ``spectrum``."""
     dates = _CALENDAR[cover]
     day = (day - 1.0) % 365.0 + 1.0
     later = next((n for n, (start, _) in enumerate(dates) if start > day), len(dates))
     start, before = dates[later - 1]
     stop, after = dates[later % len(dates)]
     span = (stop - start) % 365 or 365
-    share = ((day - start) % 365.0) / span
+    return before, after, ((day - start) % 365.0) / span
+
+
+def spectrum(cover: str, day: float) -> tuple[float, ...]:
+    """Reflectance 0..1 of a cover on a day of the year (fractions and days outside 1..365 allowed), order of BANDS."""
+    before, after, share = mixture(cover, day)
     return tuple(
         (a * (1.0 - share) + b * share) / 1000.0 for a, b in zip(_SPECTRA[before], _SPECTRA[after], strict=True)
     )
+
+
+def day_of(when: datetime) -> int:
+    """Day of the year 1..365; 29 February counts as the 28th's successor does in other years."""
+    day = when.timetuple().tm_yday
+    return day - (1 if calendar.isleap(when.year) and day > 59 else 0)
 
 
 def spectrum_table(when: datetime) -> NDArray[np.float32]:
@@ -132,7 +145,7 @@ def spectrum_table(when: datetime) -> NDArray[np.float32]:
     Returns:
         (band, cover * (2 * SHIFT_DAYS + 1) + shift + SHIFT_DAYS) float32; a positive shift is ahead of the calendar.
     """
-    day = when.timetuple().tm_yday - (1 if calendar.isleap(when.year) and when.timetuple().tm_yday > 59 else 0)
+    day = day_of(when)
     shifts = range(-SHIFT_DAYS, SHIFT_DAYS + 1)
     rows = [spectrum(cover, day + shift) for cover in COVERS for shift in shifts]
     return np.ascontiguousarray(np.array(rows, np.float32).T)

@@ -1,7 +1,8 @@
 """Stacks of the landscape straight from memory: what reading clear scenes would give, without any file.
 
 ``calibration_stacks`` is the packaged simulated sample from which a provisional int8 calibration is derived; it spans
-dark water to snow and cloud, cities, deserts, missing bands and missing dates.
+dark water to snow and cloud, cities, deserts, missing bands and missing dates. ``calibration_stack_sets`` shows the
+same places to several sensors.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import InvalidInputError
 from pipeline.simulate.clouds import Weather, level_for, seen_through, sky_over
 from pipeline.simulate.landscape import DEFAULT_SEED, Biome, reflectance_of, survey
 from pipeline.simulate.noise import salt_of
 from pipeline.simulate.scenes import native_dn
+from pipeline.simulate.sensor_stacks import landsat_stack, observation_date, radar_stack
 from pipeline.simulate.spectra import RES_M
 from pipeline.types import PIXEL_M, Box, Layer, Period, PeriodSource, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from numpy.typing import NDArray
 
@@ -49,11 +51,6 @@ class Flaws:
     missing_bands: tuple[str, ...] = ()
     missing_period: int | None = None
     hidden_share: float = 0.0
-
-
-def observation_date(period: Period) -> datetime:
-    """When a simulated Stack looks at the ground: the middle of the period."""
-    return period.start + (period.end - period.start) / 2
 
 
 def sample_stack(
@@ -90,28 +87,103 @@ def sample_stack(
     return Stack(sensor="sentinel2_l2a", box=box, layers=layers, periods=periods, sources=sources, bytes_read=decoded)
 
 
-def calibration_stacks(periods: tuple[Period, ...], *, seed: int = DEFAULT_SEED) -> Iterator[Stack]:
-    """Eight boxes of 96 x 96 pixels of different character, in a fixed order; pure, no files.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One box of the calibration sample.
 
-    Farmland, farmland under broken cloud, river and forest, city, desert, snow, sea, and farmland of the southern
-    hemisphere with missing bands, a hidden strip and (from three periods on) a period without observation.
+    Attributes:
+        box: Its 10 m pixels.
+        biome: What lies there.
+        flaws: Of Sentinel-2; Landsat shares its clouds.
+        without_radar: Periods without Sentinel-1: those with ``index % 3`` in here.
+        without_landsat: Periods without Landsat, likewise.
     """
-    last = len(periods) - 1 if len(periods) > 2 else None
+
+    box: Box
+    biome: Biome
+    flaws: Flaws
+    without_radar: tuple[int, ...] = ()
+    without_landsat: tuple[int, ...] = ()
+
+
+def calibration_places(count: int) -> tuple[Place, ...]:
+    """The places of the calibration sample for ``count`` periods.
+
+    Eight boxes of 96 x 96 pixels: farmland, farmland under broken cloud, river and forest, city, desert, snow, sea, and
+    farmland of the southern hemisphere with missing bands, a hidden strip and (from three periods on) a period without
+    observation. Two have no radar and four no Landsat in some periods; one has neither in any, as the most have in
+    archives.
+    """
     cloudy = Flaws(cloud_share=0.45)
-    broken = Flaws(missing_bands=("B01", "B09", "B8A"), missing_period=last, hidden_share=0.4)
-    places: tuple[tuple[int, int, int, Biome, Flaws], ...] = (
-        (32, -552300, 50240, "temperate", Flaws()),
-        (32, -552360, 49980, "temperate", cloudy),
-        (32, -552120, 50000, "temperate", Flaws()),
-        (31, -540864, 45432, "city", cloudy),
-        (36, -300000, 52200, "desert", Flaws()),
-        (33, -689568, 48336, "snow", cloudy),
-        (30, -479616, 51336, "sea", cloudy),
-        (21, 276000, 54000, "temperate", broken),
+    broken = Flaws(
+        missing_bands=("B01", "B09", "B8A"), missing_period=count - 1 if count > 2 else None, hidden_share=0.4
     )
-    for zone, row, col, biome, flaws in places:
-        box = Box(zone=zone, res_m=PIXEL_M, row=row, col=col, height=CALIBRATION_PX, width=CALIBRATION_PX)
-        yield sample_stack(box, periods, seed=seed, biome=biome, flaws=flaws)
+    places: tuple[tuple[int, int, int, Biome, Flaws, tuple[int, ...], tuple[int, ...]], ...] = (
+        (32, -552300, 50240, "temperate", Flaws(), (), ()),
+        (32, -552360, 49980, "temperate", cloudy, (1,), (0, 2)),
+        (32, -552120, 50000, "temperate", Flaws(), (), (0,)),
+        (31, -540864, 45432, "city", cloudy, (), (1,)),
+        (36, -300000, 52200, "desert", Flaws(), (), ()),
+        (33, -689568, 48336, "snow", cloudy, (0, 1, 2), (0, 1, 2)),
+        (30, -479616, 51336, "sea", cloudy, (), ()),
+        (21, 276000, 54000, "temperate", broken, (0,), (1, 2)),
+    )
+    return tuple(
+        Place(
+            box=Box(zone=zone, res_m=PIXEL_M, row=row, col=col, height=CALIBRATION_PX, width=CALIBRATION_PX),
+            biome=biome,
+            flaws=flaws,
+            without_radar=without_radar,
+            without_landsat=without_landsat,
+        )
+        for zone, row, col, biome, flaws, without_radar, without_landsat in places
+    )
+
+
+def calibration_stacks(periods: tuple[Period, ...], *, seed: int = DEFAULT_SEED) -> Iterator[Stack]:
+    """Sentinel-2 at every one of ``calibration_places``, in a fixed order; pure, no files."""
+    for place in calibration_places(len(periods)):
+        yield sample_stack(place.box, periods, seed=seed, biome=place.biome, flaws=place.flaws)
+
+
+def calibration_stack_sets(
+    periods: tuple[Period, ...], *, sensors: tuple[str, ...] = ("sentinel2_l2a",), seed: int = DEFAULT_SEED
+) -> Iterator[tuple[Stack, ...]]:
+    """One Stack per sensor at every one of ``calibration_places``, in their order; pure, no files.
+
+    Sentinel-2 is that of ``calibration_stacks``, bit for bit, whatever the other sensors.
+
+    Args:
+        periods: The time axis.
+        sensors: ``sentinel2_l2a``, ``sentinel1``, ``landsat``, in any order.
+        seed: Of the landscape.
+
+    Raises:
+        InvalidInputError: An unknown sensor.
+    """
+    unknown = [name for name in sensors if name not in _OF_SENSOR]
+    if unknown:
+        raise InvalidInputError(f"no simulated stacks of {', '.join(unknown)}; known: {', '.join(_OF_SENSOR)}")
+    for place in calibration_places(len(periods)):
+        yield tuple(_OF_SENSOR[name](place, periods, seed) for name in sensors)
+
+
+def _sentinel2(place: Place, periods: tuple[Period, ...], seed: int) -> Stack:
+    return sample_stack(place.box, periods, seed=seed, biome=place.biome, flaws=place.flaws)
+
+
+def _radar(place: Place, periods: tuple[Period, ...], seed: int) -> Stack:
+    without = tuple(p.index for p in periods if p.index % 3 in place.without_radar)
+    return radar_stack(place.box, periods, seed=seed, biome=place.biome, without=without)
+
+
+def _landsat(place: Place, periods: tuple[Period, ...], seed: int) -> Stack:
+    without = tuple(p.index for p in periods if p.index % 3 in place.without_landsat)
+    share = place.flaws.cloud_share
+    return landsat_stack(place.box, periods, seed=seed, biome=place.biome, without=without, cloud_share=share)
+
+
+_OF_SENSOR = {"sentinel2_l2a": _sentinel2, "sentinel1": _radar, "landsat": _landsat}
 
 
 def _weather(box: Box, period: Period, *, seed: int, share: float) -> Weather:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.types import NODATA_CODE, Reason
+from pipeline.write import quality
 from pipeline.write.layout import FORMAT_VERSION, MAP_FILL, identity
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def zone_attributes(spec: StoreSpec, extent: Box) -> dict[str, Any]:
 def array_attributes(name: str, spec: StoreSpec, extent: Box) -> dict[str, Any]:
     """Attributes of one pixel array. There is no ``_FillValue``: xarray would turn the codes into float32."""
     common = {"grid_mapping": "spatial_ref", "zarr_conventions": list(_CONVENTIONS), **_spatial(extent)}
+    if name.startswith(quality.PREFIX):
+        blocks = _spatial(extent.cover(quality.BLOCK_M), dims=quality.SPACE)
+        mapping = {"grid_mapping": quality.GRID_MAPPING, "coordinates": "period_start period_end"}
+        return quality.attributes(name) | common | blocks | mapping
     if name == "embeddings":
         own = {
             "long_name": "embedding, int8 codes",
@@ -113,7 +118,7 @@ def array_attributes(name: str, spec: StoreSpec, extent: Box) -> dict[str, Any]:
 
 
 def crs_attributes(extent: Box) -> dict[str, Any]:
-    """Attributes of ``spatial_ref``: CF grid mapping with WKT, and GDAL's transform of the north-west corner."""
+    """Attributes of a grid mapping: CF with WKT, and GDAL's transform of the north-west corner of ``extent``."""
     from pyproj import CRS  # noqa: PLC0415
 
     x_min, _, _, y_max = extent.bounds_m
@@ -174,14 +179,14 @@ def _geoemb(spec: StoreSpec) -> dict[str, Any]:
     }
 
 
-def _spatial(extent: Box) -> dict[str, Any]:
+def _spatial(extent: Box, *, dims: tuple[str, str] = ("y", "x")) -> dict[str, Any]:
     x_min, y_min, x_max, y_max = extent.bounds_m
     code = f"EPSG:{extent.epsg}"
     return {
         "proj:code": code,
         # Not part of the convention any more; readers of its first drafts look for it.
         "proj:epsg": extent.epsg,
-        "spatial:dimensions": ["y", "x"],
+        "spatial:dimensions": list(dims),
         "spatial:shape": list(extent.shape),
         "spatial:transform": [float(extent.res_m), 0.0, x_min, 0.0, -float(extent.res_m), y_max],
         "spatial:bbox": [x_min, y_min, x_max, y_max],

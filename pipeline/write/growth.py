@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 from dataclasses import replace as with_changes
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import zarr
@@ -27,14 +28,14 @@ from zarr.storage import LocalStore
 from pipeline.errors import OutputError
 from pipeline.write import durable
 from pipeline.write.layout import arrays, union, zone_name
-from pipeline.write.zones import build_zone, consolidate, read_extent, read_times, sync_tree
+from pipeline.write.zones import build_zone, consolidate, read_extent, read_periods, read_times, sync_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
     from pathlib import Path
 
-    from pipeline.types import Box
+    from pipeline.types import Box, Period
     from pipeline.write.durable import Checkpoint
     from pipeline.write.layout import StoreSpec
 
@@ -68,7 +69,8 @@ def grow(root: Path, spec: StoreSpec, *, at: Checkpoint = durable.passed) -> boo
         OutputError: The file system has no hard links or the folder cannot be written.
     """
     present = zones_of(root)
-    times = _merged_times(present, spec)
+    merged = _merged_times(root, present, spec)
+    times = merged.times
     wanted = {box.zone: box for box in spec.boxes}
     changed: list[tuple[Box, Box | None]] = []
     for zone in sorted(present.keys() | wanted.keys()):
@@ -81,7 +83,7 @@ def grow(root: Path, spec: StoreSpec, *, at: Checkpoint = durable.passed) -> boo
             changed.append((target, old))
     if not changed:
         return False
-    build(root, with_changes(spec, times=times), changed=tuple(changed), at=at)
+    build(root, merged, changed=tuple(changed), at=at)
     finish(root, at=at)
     return True
 
@@ -96,7 +98,7 @@ def build(
         name = zone_name(target.zone)
         build_zone(building / name, spec, extent=target)
         if old is not None:
-            _link_shards(root / name, building / name, spec=spec, shift=(old.row - target.row, old.col - target.col))
+            _link_shards(root / name, building / name, spec=spec, shift=_shift_m(old, target))
         at(f"grow:built:{name}")
     sync_tree(building)
     building.rename(building.with_name("ready"))
@@ -148,16 +150,43 @@ def drop_partial(root: Path) -> None:
 
 
 def _merged_times(
-    present: dict[int, tuple[Box, tuple[tuple[datetime, datetime], ...]]], spec: StoreSpec
-) -> tuple[tuple[datetime, datetime], ...]:
-    # Steps are only appended: an index that a receipt or a reader holds stays what it was.
-    known = max((times for _, times in present.values()), key=len, default=())
-    return (*known, *(t for t in spec.times if t not in known))
+    root: Path, present: dict[int, tuple[Box, tuple[tuple[datetime, datetime], ...]]], spec: StoreSpec
+) -> StoreSpec:
+    """``spec`` with the time steps of the store and its own, and the periods of both.
+
+    Steps are only appended: an index that a receipt or a reader holds stays what it was.
+    """
+    zone, (_, known) = max(present.items(), key=lambda item: len(item[1][1]))
+    held = read_periods(zarr.open_group(LocalStore(root / zone_name(zone), read_only=True), mode="r"))
+    wanted = dict(zip(spec.times, spec.steps, strict=True))
+    for step, periods in zip(known, held, strict=True):
+        own, asked = (_edges(some) for some in (periods, wanted.get(step, periods)))
+        if own != asked:
+            raise OutputError(
+                f"store {root.name}: step {step[0]:%Y-%m-%d}..{step[1]:%Y-%m-%d} has the periods {own}, the run has "
+                f"{asked}: use another output"
+            )
+    fresh = tuple(step for step in spec.times if step not in known)
+    return with_changes(
+        spec,
+        times=(*known, *fresh),
+        periods=tuple(chain(*held, *(wanted[step] for step in fresh))),
+    )
+
+
+def _edges(periods: tuple[Period, ...]) -> list[str]:
+    return [f"{p.start:%Y-%m-%d}..{p.end:%Y-%m-%d}" for p in periods]
+
+
+def _shift_m(old: Box, target: Box) -> tuple[int, int]:
+    """Ground that ``target`` has more than ``old`` in the (north, west), metres."""
+    return (old.row - target.row) * old.res_m, (old.col - target.col) * old.res_m
 
 
 def _link_shards(source: Path, target: Path, *, spec: StoreSpec, shift: tuple[int, int]) -> None:
-    rows, cols = (s // spec.shard_px for s in shift)
+    """Give the objects of a zone the names that they have in the grown one; ``shift`` as ``_shift_m`` says."""
     for layout in arrays(spec):
+        rows, cols = (s // (layout.shard_px * layout.px_m) for s in shift)
         made: set[Path] = set()
         for parts in _shard_keys(source / layout.name / "c"):
             *lead, row, col = parts

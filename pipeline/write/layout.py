@@ -4,7 +4,7 @@ Pure: knows the values and no file. ``attributes.py`` writes the metadata text, 
 the pixels. A store is a Zarr v3 hierarchy: root group, one group ``utmNN`` per UTM zone, and in it ``embeddings (time,
 band, y, x)`` int8 with its coordinates and the layers ``reason``, ``n_obs`` and ``map_<name>`` (time, y, x) uint8.
 All of them share one shard side, so that a tile is a whole number of shards of every array. A pixel of the arrays is
-``GridSpec.token_px`` lattice pixels of 10 m wide: 1, or a token.
+``GridSpec.token_px`` lattice pixels of 10 m wide: 1, or a token. The layers of ``quality.py`` have one value per block.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InvalidInputError
-from pipeline.types import NODATA_CODE, PIXEL_M, Box, Reason, canonical_json
+from pipeline.types import BLOCK_PX, NODATA_CODE, PIXEL_M, Box, Reason, canonical_json
+from pipeline.write import quality
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Tile
+    from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Tile
 
 FORMAT_VERSION = 1
 """Raised when a store of the old form cannot be read or appended to any more."""
@@ -71,6 +72,9 @@ class StoreSpec:
         maps: Maps made in the same pass.
         source_data: URIs of the collections the model saw.
         attrs: Further (key, text) pairs for the root group.
+        sensors: Sensors that the embeddings were made from: the order of ``Int8Embedding.quality``.
+        periods: The model's periods inside all time steps, step by step; every step has as many. Empty: no layers
+            about the quality of the composites.
     """
 
     name: str
@@ -85,6 +89,8 @@ class StoreSpec:
     maps: tuple[MapLayer, ...] = ()
     source_data: tuple[str, ...] = ()
     attrs: tuple[tuple[str, str], ...] = ()
+    sensors: tuple[str, ...] = ("sentinel2_l2a",)
+    periods: tuple[Period, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.calibration.scale) != self.dims:
@@ -101,6 +107,16 @@ class StoreSpec:
             raise InvalidInputError(f"tile_px {self.tile_px} is not a multiple of token_px {self.grid.token_px}")
         for box in self.extents:
             check_extent(box, tile_px=self.grid.tile_px)
+        self._check_periods()
+
+    def _check_periods(self) -> None:
+        if not self.sensors or len(set(self.sensors)) != len(self.sensors):
+            raise InvalidInputError(f"StoreSpec.sensors must be different names, got {self.sensors}")
+        if len(self.periods) % len(self.times):
+            raise InvalidInputError(f"StoreSpec has {len(self.periods)} periods in {len(self.times)} time steps")
+        for (start, end), inside in zip(self.times, self.steps, strict=True):
+            if any(p.start < start or p.end > end for p in inside):
+                raise InvalidInputError(f"StoreSpec.periods of step {start:%Y-%m-%d}..{end:%Y-%m-%d} do not lie in it")
 
     @property
     def tile_px(self) -> int:
@@ -111,6 +127,12 @@ class StoreSpec:
     def shard_px(self) -> int:
         """Side of a shard of every array, in pixels of the arrays."""
         return shard_px(self.dims, tile_px=self.tile_px // self.grid.token_px)
+
+    @property
+    def steps(self) -> tuple[tuple[Period, ...], ...]:
+        """The periods of every time step."""
+        n = len(self.periods) // len(self.times)
+        return tuple(self.periods[k * n : (k + 1) * n] for k in range(len(self.times)))
 
     @property
     def boxes(self) -> tuple[Box, ...]:
@@ -125,27 +147,33 @@ class ArrayLayout:
     Attributes:
         name: Array name.
         dtype: numpy name.
-        bands: Length of the band axis; 0 for arrays without one.
+        px_m: Side of a pixel, metres.
         chunk_px: Side of an inner chunk.
-        shard_px: Side of a shard.
+        shard_px: Side of a shard; equal to ``chunk_px`` and no shard where ``sharded`` is False.
         fill: Value of pixels that no object holds.
+        lead: (name, length) of the axes between time and space; an object holds them whole.
+        space: Names of the (row, col) axes.
+        sharded: Whether the objects are shards of chunks, or plain chunks.
     """
 
     name: str
     dtype: str
-    bands: int
+    px_m: int
     chunk_px: int
     shard_px: int
     fill: int
+    lead: tuple[tuple[str, int], ...] = ()
+    space: tuple[str, str] = ("y", "x")
+    sharded: bool = True
 
     @property
     def dims(self) -> tuple[str, ...]:
         """Axis names."""
-        return ("time", "band", "y", "x") if self.bands else ("time", "y", "x")
+        return ("time", *(name for name, _ in self.lead), *self.space)
 
     def sizes(self, times: int, rows: int, cols: int) -> tuple[int, ...]:
         """Lengths in the order of ``dims``."""
-        return (times, self.bands, rows, cols) if self.bands else (times, rows, cols)
+        return (times, *(length for _, length in self.lead), rows, cols)
 
 
 def shard_px(dims: int, *, tile_px: int) -> int:
@@ -172,23 +200,25 @@ def chunk_px(dims: int, *, shard: int) -> int:
 
 
 def arrays(spec: StoreSpec) -> tuple[ArrayLayout, ...]:
-    """The pixel arrays of a zone group, ``embeddings`` first."""
-    shard = spec.shard_px
+    """The pixel arrays of a zone group, ``embeddings`` first, those of blocks last."""
+    shard, px_m = spec.shard_px, spec.grid.pixel_m
     layer_chunk = min(MAX_LAYER_CHUNK_PX, shard)
     layers = (("reason", int(Reason.NOT_REQUESTED)), ("n_obs", 0), *((m.array, MAP_FILL) for m in spec.maps))
     return (
         ArrayLayout(
             name="embeddings",
             dtype="int8",
-            bands=spec.dims,
+            px_m=px_m,
+            lead=(("band", spec.dims),),
             chunk_px=chunk_px(spec.dims, shard=shard),
             shard_px=shard,
             fill=NODATA_CODE,
         ),
         *(
-            ArrayLayout(name=name, dtype="uint8", bands=0, chunk_px=layer_chunk, shard_px=shard, fill=fill)
+            ArrayLayout(name=name, dtype="uint8", px_m=px_m, chunk_px=layer_chunk, shard_px=shard, fill=fill)
             for name, fill in layers
         ),
+        *(_block_layers(spec) if spec.periods else ()),
     )
 
 
@@ -248,7 +278,9 @@ def tile_shards(tile: Tile, *, extent: Box, shard: int) -> tuple[tuple[int, int,
 def identity(spec: StoreSpec) -> dict[str, str]:
     """What must be equal for data to be added to a store: readable name -> value."""
     grid = spec.grid
-    return {
+    # Without periods as it was before there were any: such stores can still be added to.
+    blocks = {"quality": f"{', '.join(spec.sensors)}; {len(spec.steps[0])} periods"} if spec.periods else {}
+    return blocks | {
         "recipe": spec.recipe,
         "calibration": spec.calibration.hash,
         "dims": str(spec.dims),
@@ -256,6 +288,26 @@ def identity(spec: StoreSpec) -> dict[str, str]:
         f"one vector per {grid.pixel_m} m, {grid.stitch}",
         "maps": canonical_json([[m.name, m.classes] for m in spec.maps]),
     }
+
+
+def _block_layers(spec: StoreSpec) -> tuple[ArrayLayout, ...]:
+    if spec.tile_px % BLOCK_PX:
+        raise InvalidInputError(f"tile_px {spec.tile_px} is not a multiple of {BLOCK_PX}: no layers of blocks")
+    side = spec.tile_px // BLOCK_PX
+    return tuple(
+        ArrayLayout(
+            name=name,
+            dtype=dtype,
+            px_m=quality.BLOCK_M,
+            lead=(("sensor", len(spec.sensors)), ("period", len(spec.steps[0]))),
+            space=quality.SPACE,
+            chunk_px=side,
+            shard_px=side,
+            sharded=False,
+            fill=fill,
+        )
+        for name, dtype, fill in quality.LAYERS
+    )
 
 
 def _largest_power(limit_bytes: int, dims: int) -> int:

@@ -16,7 +16,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline.errors import InvalidInputError, OutputError
-from pipeline.write import durable
+from pipeline.write import durable, quality
 from pipeline.write.layout import tile_shards, zone_name
 from pipeline.write.opened import open_zone, shared
 from pipeline.write.zones import read_times
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.types import Int8Embedding, Tile
+    from pipeline.types import Box, Int8Embedding, Tile
     from pipeline.write.durable import Checkpoint
 
 Objects = tuple[tuple[str, str], ...]
@@ -50,7 +50,8 @@ def write_tile(
     Args:
         path: The store.
         tile: Which tile; must equal the box of ``int8``.
-        int8: codes (dim, row, col), reason and n_obs (row, col), in pixels of the store.
+        int8: codes (dim, row, col), reason and n_obs (row, col), in pixels of the store. Its quality is not used when
+            the store has no layers of blocks.
         time_index: Index of the time step.
         maps: (map name, (row, col) uint8) of every map of the store.
         at: Called after every shard with its key (tests).
@@ -67,6 +68,8 @@ def write_tile(
     with shared(root):
         group, extent = open_zone(root, tile.zone)
         layers = _layers(int8, maps)
+        if quality.LAYERS[0][0] in group:
+            layers = (*layers, *quality.layers(int8.quality, tile))
         _check_tile(group, tile, int8=int8, layers=layers, time_index=time_index, res_m=extent.res_m)
         # Hashes are of this call only: a writer of its own keeps concurrent tiles of one process apart.
         writer = _ShardWriter(root)
@@ -74,8 +77,8 @@ def write_tile(
         keys: list[str] = []
         for name, values in layers:
             array = target[name]
-            shard = int(array.shards[-1])
-            for row, col, rows, cols in tile_shards(tile, extent=extent, shard=shard):
+            shard = _object_px(array)
+            for row, col, rows, cols in tile_shards(tile, extent=_ground(name, extent), shard=shard):
                 key = _key(array, tile.zone, name=name, index=(time_index, row, col))
                 place = (slice(row * shard, (row + 1) * shard), slice(col * shard, (col + 1) * shard))
                 _put(array, (time_index, ..., *place), values[..., rows, cols], key=key)
@@ -172,13 +175,15 @@ def _check_tile(
     if int8.box != box or tile.tile_px != own["grid"]["tile_px"]:
         raise InvalidInputError(f"tile {tile.id}: data is on {int8.box}, the tile of the store is {box}")
     wanted = {
-        name for name in group.array_keys() if name in ("embeddings", "reason", "n_obs") or name.startswith("map_")
+        name
+        for name in group.array_keys()
+        if name in ("embeddings", "reason", "n_obs") or name.startswith(("map_", quality.PREFIX))
     }
     if {name for name, _ in layers} != wanted:
         raise InvalidInputError(f"tile {tile.id}: got {[n for n, _ in layers]}, the store needs {sorted(wanted)}")
     for name, values in layers:
         array = group[name]
-        shape = (*array.shape[1:-2], *box.shape)
+        shape = (*array.shape[1:-2], *_ground(name, box).shape)
         if values.shape != shape or values.dtype != array.dtype:
             raise InvalidInputError(
                 f"tile {tile.id}: {name} is {values.dtype} {values.shape}, the store has {array.dtype} {shape}"
@@ -190,8 +195,18 @@ def _check_tile(
 
 def _key(array: Any, zone: int, *, name: str, index: tuple[int, int, int]) -> str:
     step, row, col = index
-    lead = f"{step}/0" if array.ndim == 4 else f"{step}"
-    return f"{zone_name(zone)}/{name}/c/{lead}/{row}/{col}"
+    lead = "0/" * (array.ndim - 3)
+    return f"{zone_name(zone)}/{name}/c/{step}/{lead}{row}/{col}"
+
+
+def _object_px(array: Any) -> int:
+    """Side of what one object holds, in pixels of the array."""
+    return int((array.shards or array.chunks)[-1])
+
+
+def _ground(name: str, extent: Box) -> Box:
+    """``extent``, which counts pixels of the store, in pixels of array ``name``."""
+    return extent.cover(quality.BLOCK_M) if name.startswith(quality.PREFIX) else extent
 
 
 def _put(array: Any, selection: tuple[Any, ...], values: NDArray[Any], *, key: str) -> None:
@@ -231,7 +246,7 @@ def _decode_one(root: Path, key: str) -> None:
     zone, name, _, *index = key.split("/")
     array = zarr.open_array(LocalStore(root, read_only=True), path=f"{zone}/{name}", mode="r")
     step, row, col = int(index[0]), int(index[-2]), int(index[-1])
-    shard, chunk = int(array.shards[-1]), int(array.chunks[-1])
+    shard, chunk = _object_px(array), int(array.chunks[-1])
     try:
         # An object exists only when some chunk of it is not all fill; elided chunks cost one read of the shard's index.
         for y in range(row * shard, (row + 1) * shard, chunk):
@@ -247,15 +262,15 @@ def _decode_one(root: Path, key: str) -> None:
 def _moved(root: Path, objects: Objects, *, tile: Tile) -> Objects:
     """The objects under the names that they have now."""
     group, extent = open_zone(root, tile.zone)
-    shard = int(group["embeddings"].shards[-1])
-    places = tile_shards(tile, extent=extent, shard=shard)
-    parts = [key.split("/") for key, _ in objects]
-    row_shift = min(p[0] for p in places) - min((int(p[-2]) for p in parts), default=0)
-    col_shift = min(p[1] for p in places) - min((int(p[-1]) for p in parts), default=0)
-    return tuple(
-        ("/".join((*p[:-2], str(int(p[-2]) + row_shift), str(int(p[-1]) + col_shift))), digest)
-        for p, (_, digest) in zip(parts, objects, strict=True)
-    )
+    moved: list[tuple[str, str]] = []
+    parts = [(key.split("/"), digest) for key, digest in objects]
+    for name in dict.fromkeys(p[1] for p, _ in parts):
+        own = [(p, digest) for p, digest in parts if p[1] == name]
+        places = tile_shards(tile, extent=_ground(name, extent), shard=_object_px(group[name]))
+        rows = min(p[0] for p in places) - min(int(p[-2]) for p, _ in own)
+        cols = min(p[1] for p in places) - min(int(p[-1]) for p, _ in own)
+        moved += [("/".join((*p[:-2], str(int(p[-2]) + rows), str(int(p[-1]) + cols))), digest) for p, digest in own]
+    return tuple(moved)
 
 
 def _read(path: str | Path, tile: Tile, *, name: str, time_index: int) -> NDArray[Any]:

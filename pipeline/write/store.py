@@ -111,7 +111,9 @@ def open_store(path: str | Path, *, zone: int | None = None, dequantise: bool = 
     Returns:
         ``embeddings (time, band, y, x)`` int8 with nodata -128, ``reason``, ``n_obs``, ``map_*``, and the coordinates
         ``scale (band)``, ``x``, ``y``, ``time``, ``spatial_ref``; ``ds.rio.crs`` works. A pixel is 10 m, or a token in
-        a store of token resolution (``ds.attrs["earthpress"]["token_px"]`` 10 m pixels).
+        a store of token resolution (``ds.attrs["earthpress"]["token_px"]`` 10 m pixels). Where the store has them,
+        ``qa_clear_pct``, ``qa_scenes`` and ``qa_first_day`` (dates, NaT without a scene) with the axes (time, sensor,
+        period, block_y, block_x), one value per block of 2560 m; see ``quality.py``.
 
     Raises:
         OutputError: Not a store, or its interrupted growth cannot be finished.
@@ -136,6 +138,9 @@ def open_store(path: str | Path, *, zone: int | None = None, dequantise: bool = 
     shard = json.loads((root / group / "zarr.json").read_text(encoding="utf-8"))["attributes"]["earthpress"]["shard_px"]
     chunks = {"time": 1, "band": -1, "y": shard, "x": shard}
     data: xarray.Dataset = xr.open_zarr(str(root), group=group, consolidated=True, chunks=chunks, decode_coords="all")
+    if "sensor" in data.coords:
+        # numpy's own string type: formats that xarray writes (NetCDF) do not know it yet
+        data = data.assign_coords(sensor=data["sensor"].astype(object))
     if dequantise:
         values = data["embeddings"].where(data["embeddings"] != NODATA_CODE) * data["scale"]
         kept = {k: v for k, v in data["embeddings"].attrs.items() if k in ("long_name", "warning", "trained")}
@@ -164,7 +169,11 @@ def _check_same(root: Path, spec: StoreSpec) -> None:
     if not isinstance(own, dict) or own.get("format") != FORMAT_VERSION:
         raise OutputError(f"{root} is not an earthpress store of format {FORMAT_VERSION}: choose another output")
     wanted, held = identity(spec), own.get("identity", {})
-    different = [f"{k} is {held.get(k)}, the run has {v}" for k, v in wanted.items() if own["identity"].get(k) != v]
+    different = [
+        f"{k} is {held.get(k, 'none')}, the run has {wanted.get(k, 'none')}"
+        for k in wanted | held
+        if held.get(k) != wanted.get(k)
+    ]
     if different:
         raise OutputError(
             f"store {root.name} was made differently: {'; '.join(different)}. Vectors of different recipes cannot be "

@@ -45,7 +45,7 @@ def test_reading_computing_and_both_are_told_apart(plan, tmp_path):
 
 def test_what_is_read_is_what_a_run_reads(plan):
     with loader.Feed(plan, tiles=1, threads=1) as feed:
-        (stack,) = feed._stacks.values()
+        ((stack,),) = feed._stacks.values()
         (task,) = feed.tasks
         assert stack.periods == plan.periods
         assert stack.bytes_read == feed.read_bytes > 0

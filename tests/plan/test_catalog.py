@@ -1,66 +1,22 @@
-"""Catalogues: an API that misbehaves loses nothing and never hangs; files of every kind give the scenes they hold."""
+"""A STAC API that misbehaves loses nothing and never hangs."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import shutil
 import socket
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
+from itertools import pairwise
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import shapely
+from catalog_items import ITEMS, PERIODS, START, WANTED, api, find, item, names
 
 from pipeline.errors import DataError, InvalidInputError, TransientError
-from pipeline.plan.catalog import ApiCatalog, FileCatalog, open_catalog, redact, scenes_of
-from pipeline.plan.items import BAND_RES_M
+from pipeline.plan.catalog import ApiCatalog, open_catalog, redact
 from pipeline.types import Period
-from tests.stac_server import StacServer
-
-STAC = Path(__file__).resolve().parents[2] / "../shared/data/stac"
-START = datetime(2024, 3, 1, tzinfo=UTC)
-PERIODS = tuple(
-    Period(index=i, start=START + timedelta(days=30 * i), end=START + timedelta(days=30 * (i + 1))) for i in range(3)
-)
-AREA = shapely.box(10.2, 48.2, 10.8, 48.8)
-
-
-def item(name, *, days=1.0, shape=None, collection="sentinel-2-l2a", **properties):
-    shape = shape or shapely.box(10, 48, 11, 49)
-    time = (START + timedelta(days=days)).isoformat().replace("+00:00", "Z")
-    return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "id": name,
-        "collection": collection,
-        "geometry": shapely.geometry.mapping(shape),
-        "bbox": list(shape.bounds),
-        "properties": {"datetime": time, "eo:cloud_cover": 10.0, "s2:processing_baseline": "05.10"} | properties,
-        "assets": {band: {"href": f"https://data.example/{name}/{band}.tif?sig=hunter2"} for band in BAND_RES_M},
-        "links": [],
-    }
-
-
-ITEMS = [item(f"s{i:02d}", days=i * 4.0 + 0.5) for i in range(23)]
-
-
-def find(catalog, *, geometry=AREA, periods=PERIODS, collection="sentinel-2-l2a"):
-    return scenes_of(catalog, collection=collection, geometry=geometry, periods=periods)
-
-
-def names(*args, **more):
-    return [s.id for s in find(*args, **more)]
-
-
-def api(server):
-    return ApiCatalog(server.url, sign=False, backoff_s=0)
-
-
-WANTED = [f"s{i:02d}" for i in range(23)]
+from tests.servers.base import json_reply
+from tests.servers.stac import StacServer
 
 
 @pytest.mark.parametrize(
@@ -93,7 +49,7 @@ def test_a_wide_area_is_asked_zone_by_zone():
     with StacServer([east, west, item("far", shape=shapely.box(0, 0, 1, 1))]) as server:
         assert names(api(server), geometry=area, periods=PERIODS[:1]) == ["east", "west"]
         widths = [shapely.geometry.shape(s["intersects"]) for s in server.searches]
-    assert [round(w.bounds[2] - w.bounds[0]) for w in widths] == [1, 1]
+    assert [round(w.bounds[2] - w.bounds[0]) for w in widths] == [1] * 4  # each part twice, beyond 180 degrees too
 
 
 def test_a_query_has_few_vertices_and_the_answer_is_filtered_exactly():
@@ -115,6 +71,122 @@ def test_an_item_on_a_period_edge_is_found_once_and_one_on_the_end_not():
 def test_a_full_last_page_is_not_believed():
     with StacServer(ITEMS, faults={"lose": True}) as server:
         assert names(ApiCatalog(server.url, sign=False, page_items=4)) == WANTED
+
+
+def test_an_answer_of_a_round_number_of_items_is_not_believed():
+    many = [item(f"m{i:03d}", days=0.1 + i * 0.2) for i in range(130)]
+    with StacServer(many, faults={"cap_silently": 100}) as server:
+        assert names(api(server), periods=PERIODS[:1]) == [i["id"] for i in many]
+
+
+class Counting(StacServer):
+    """Says how many items match, as ``count`` has it."""
+
+    count = staticmethod(len)
+
+    def _page(self, asked, method):
+        page = super()._page(asked, method)
+        cap = self.faults.pop("cap_silently")
+        page["numberMatched"] = self.count(self._found(asked))
+        self.faults["cap_silently"] = cap
+        return page
+
+
+def test_fewer_items_than_the_server_counts_are_not_believed():
+    with Counting(ITEMS, faults={"cap_silently": 3}) as server:
+        assert names(api(server)) == WANTED
+
+
+def test_a_server_that_only_estimates_its_counts_is_not_asked_for_ever():
+    with Counting(ITEMS, faults={"cap_silently": None}) as server:
+        server.count = lambda found: 10_000
+        assert names(api(server)) == WANTED
+        assert len(server.searches) == len(PERIODS) + 2
+
+
+def test_a_long_period_is_asked_month_by_month_and_nothing_falls_between():
+    year = (Period(index=0, start=START, end=START + timedelta(days=366)),)
+    edges = [item(f"d{i:03d}", days=i) for i in range(0, 366, 3)]
+    with StacServer(edges) as server:
+        assert names(api(server), periods=year) == [i["id"] for i in edges]
+        spans = [tuple(map(datetime.fromisoformat, s["datetime"].split("/"))) for s in server.searches]
+    assert len(spans) == 13
+    assert max(end - start for start, end in spans) <= timedelta(days=31)
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+
+
+def test_searches_are_made_one_after_the_other():
+    year = (Period(index=0, start=START, end=START + timedelta(days=366)),)
+    with StacServer(ITEMS, delay_s=0.01, page_cap=3) as server:
+        names(api(server), periods=year)
+        assert server.peak_in_flight == 1
+
+
+def test_the_order_of_the_answer_decides_nothing():
+    with StacServer(ITEMS) as one, StacServer(ITEMS, faults={"reverse": True}, page_cap=4) as other:
+        assert find(api(one)) == find(api(other))
+
+
+class Strict(StacServer):
+    """Refuses longitudes beyond 180, as a server may."""
+
+    def _search(self, asked, method):
+        west, _, east, _ = shapely.geometry.shape(asked["intersects"]).bounds
+        return json_reply({}, status=400) if west < -180 or east > 180 else super()._search(asked, method)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(
+    ("server", "edge"),
+    [(StacServer, -179.9), (StacServer, -180.3), (Strict, -179.9)],
+    ids=["across", "beyond", "strict"],
+)
+def test_an_item_written_beyond_180_degrees_is_found_from_the_other_side(server, edge, side):
+    def mirrored(box):
+        return shapely.affinity.scale(box, side, 1, origin=(0, 0))
+
+    odd = item("odd", shape=mirrored(shapely.box(-180.8, -17.6, edge, -17.2)))
+    with server([odd, item("far", shape=shapely.box(7, -17.6, 13, -17.2))]) as running:
+        assert names(api(running), geometry=mirrored(shapely.box(179.3, -17.5, 179.8, -17.3))) == ["odd"]
+
+
+def test_an_area_away_from_180_degrees_is_asked_once():
+    with StacServer([]) as server:
+        names(api(server), geometry=shapely.box(170, 60, 171, 61), periods=PERIODS[:1])
+        assert len(server.searches) == 1
+
+
+def test_a_damaged_item_of_another_time_or_collection_hurts_nobody():
+    early, foreign = item("early", days=-1) | {"id": "../early"}, item("foreign", collection="other") | {"id": "../f"}
+    with StacServer([early, foreign, item("good")], faults={"ignore": True}) as server:
+        assert names(api(server)) == ["good"]
+
+
+def test_a_collection_id_is_quoted_when_it_is_looked_up():
+    with StacServer([]) as server:
+        with pytest.raises(InvalidInputError, match="no collection"):
+            find(api(server), collection="a/../b?c", periods=PERIODS[:1])
+        assert server.log[-1].target == "/v1/collections/a%2F..%2Fb%3Fc"
+
+
+def test_an_api_that_offers_search_by_get_only_is_asked_by_get():
+    with StacServer(ITEMS, page_cap=4) as server:
+        server.landing = {"type": "Catalog", "id": "a", "links": [{"rel": "search", "href": "search", "method": "GET"}]}
+        assert names(api(server)) == WANTED
+        assert {e.method for e in server.log} == {"GET"}
+        assert {"bbox" in s for s in server.searches} == {True}
+
+
+def test_a_next_link_that_is_no_search_is_refused():
+    class Deleting(StacServer):
+        def _page(self, asked, method):
+            page = super()._page(asked, method)
+            return page | {"links": [link | {"method": "DELETE"} for link in page["links"]]}
+
+    with Deleting(ITEMS, page_cap=2) as server:
+        with pytest.raises(InvalidInputError, match="'DELETE': refused"):
+            find(api(server))
+        assert {e.method for e in server.log} == {"GET", "POST"}
 
 
 @pytest.mark.parametrize("fault", ["loop", "stale"])
@@ -227,216 +299,3 @@ def test_an_unknown_catalogue_is_refused(spec):
 def test_redacting_keeps_the_place():
     text = "GET https://me:pw@x.example/a?sig=1&b=2 and /search?token=3)"
     assert redact(text) == "GET https://x.example/a?... and /search?...)"
-
-
-# ---- files
-
-
-def local_item(name, **more):
-    made = item(name, **more)
-    for band in BAND_RES_M:
-        made["assets"][band]["href"] = f"./{name}/{band}.tif"
-    return made
-
-
-def write_collection(folder, items, name="items.json"):
-    path = folder / name
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
-    return path
-
-
-def write_ndjson(folder, items):
-    path = folder / "items.ndjson"
-    path.write_text("\n".join(json.dumps(i) for i in items) + "\n\n")
-    return path
-
-
-def write_parquet(folder, items):
-    rows = [
-        {k: v for k, v in i.items() if k != "properties"}
-        | {"geometry": shapely.to_wkb(shapely.geometry.shape(i["geometry"])), "links": [{"rel": "root", "href": "x"}]}
-        | i["properties"]
-        for i in items
-    ]
-    path = folder / "items.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
-
-
-def write_static(folder, items):
-    def node(path, kind, links):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"type": kind, "id": path.parent.name, "stac_version": "1.0.0", "links": links}))
-
-    hrefs = []
-    for i in items:
-        (folder / "c" / i["id"]).mkdir(parents=True)
-        (folder / "c" / i["id"] / "item.json").write_text(json.dumps(i))
-        hrefs.append({"rel": "item", "href": f"./{i['id']}/item.json"})
-    up = [{"rel": "parent", "href": "../catalog.json"}, {"rel": "child", "href": "../catalog.json"}]
-    node(folder / "c" / "collection.json", "Collection", hrefs + up)
-    node(folder / "catalog.json", "Catalog", [{"rel": "child", "href": "./c/collection.json"}])
-    return folder / "catalog.json"
-
-
-WRITERS = {"json": write_collection, "ndjson": write_ndjson, "parquet": write_parquet, "static": write_static}
-
-
-@pytest.mark.parametrize("as_folder", [False, True])
-@pytest.mark.parametrize("kind", WRITERS)
-def test_every_kind_of_file_gives_the_same_scenes(tmp_path, kind, as_folder):
-    items = [local_item(f"s{i:02d}", days=i * 4.0) for i in range(10)]
-    path = WRITERS[kind](tmp_path, items)
-    scenes = find(open_catalog(str(path.parent if as_folder else path)))
-    assert [s.id for s in scenes] == [f"s{i:02d}" for i in range(10)]
-    home = tmp_path / "c" / "s03" if kind == "static" else tmp_path
-    assert scenes[3].href("B02").href == str(home / "s03" / "B02.tif")
-    assert (scenes[3].cloud_pct, scenes[3].boa_offset) == (10.0, 0)
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_file_is_searched_by_place_time_and_collection(tmp_path, kind):
-    items = [
-        local_item("hit"),
-        local_item("elsewhere", shape=shapely.box(20, 48, 21, 49)),
-        local_item("early", days=-1),
-        local_item("end", days=90),
-        local_item("other", collection="landsat"),
-    ]
-    assert names(open_catalog(str(WRITERS[kind](tmp_path, items)))) == ["hit"]
-
-
-def test_a_parquet_row_is_the_item_without_what_other_rows_added(tmp_path):
-    full = local_item("full", **{"s2:mgrs_tile": "32UPU"})
-    full["assets"]["B02"] |= {"eo:bands": [{"name": "B02", "common_name": "blue"}]}
-    bare = local_item("bare")
-    del bare["assets"]["B09"]
-    catalog = FileCatalog(str(write_parquet(tmp_path, [full, bare])))
-    found = catalog.search(collection="sentinel-2-l2a", geometry=AREA, start=START, end=PERIODS[0].end)
-    for got, want in zip(found, (full, bare), strict=True):
-        assert got["assets"] == want["assets"]
-        assert got["properties"] == want["properties"]
-
-
-def test_a_file_url_is_a_path(tmp_path):
-    folder = tmp_path / "my items"
-    folder.mkdir()
-    assert names(open_catalog(write_collection(folder, ITEMS).as_uri())) == WANTED
-
-
-def test_items_without_a_collection_belong_to_any(tmp_path):
-    bare = local_item("bare")
-    del bare["collection"]
-    assert names(open_catalog(str(write_collection(tmp_path, [bare])))) == ["bare"]
-
-
-def test_a_collection_that_the_file_lacks_is_refused_by_name(tmp_path):
-    path = write_collection(tmp_path, ITEMS)
-    with pytest.raises(InvalidInputError, match=r"no collection 'sentinel-1'.*it holds sentinel-2-l2a"):
-        find(open_catalog(str(path)), collection="sentinel-1")
-
-
-def test_items_without_place_or_time_are_left_out_and_named(tmp_path, caplog):
-    lost = item("lost") | {"geometry": None, "bbox": None}
-    timeless = item("timeless", datetime=None)
-    with caplog.at_level(logging.WARNING):
-        assert names(FileCatalog(str(write_collection(tmp_path, [lost, timeless, item("good")])))) == ["good"]
-    assert "lost" in caplog.text
-    assert "timeless" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("a.json", "{", "not JSON"),
-        ("a.json", "[1]", "must be an object"),
-        ("a.json", '{"type": "Topology"}', "Topology"),
-        ("a.json", '{"type": "FeatureCollection", "features": []}', "no item"),
-        (
-            "a.geojson",
-            '{"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": null}]}',
-            "no STAC item",
-        ),
-        ("a.ndjson", '{"type": "Feature", "assets": {}, "id": "a"}\nx', "line 2 is not JSON"),
-        ("a.parquet", "PAR1", "not a Parquet file"),
-        ("a.tif", "II*", "unknown suffix"),
-        ("a.json", b"\xff\xfe\x00", "cannot be read"),
-    ],
-)
-def test_a_file_that_is_no_catalogue_is_refused_with_what_was_expected(tmp_path, name, text, said):
-    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InvalidInputError, match=f"(?s){said}") as caught:
-        open_catalog(str(tmp_path / name))
-    assert "no item" in said or "ItemCollection" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("columns", "said"),
-    [({"id": ["a"]}, "no column"), ({"id": ["a"], "assets": [{"x": 1}], "geometry": ["POINT (1 1)"]}, "must be WKB")],
-)
-def test_a_parquet_of_something_else_is_refused(tmp_path, columns, said):
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(InvalidInputError, match=said):
-        open_catalog(str(tmp_path / "a.parquet"))
-
-
-def test_a_folder_with_several_candidates_or_none_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match="holds 0 possible catalogues"):
-        open_catalog(str(tmp_path))
-    for name in ("a.json", "b.json"):
-        write_collection(tmp_path, ITEMS, name)
-    with pytest.raises(InvalidInputError, match="holds 2 possible catalogues"):
-        open_catalog(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("href", "said"), [("./gone.json", "cannot be read"), ("https://x.example/i.json?sig=hunter2", "on disk")]
-)
-def test_a_static_catalogue_must_be_whole(tmp_path, href, said):
-    text = {"type": "Catalog", "id": "a", "stac_version": "1.0.0", "links": [{"rel": "item", "href": href}]}
-    (tmp_path / "catalog.json").write_text(json.dumps(text))
-    with pytest.raises(InvalidInputError, match=said) as caught:
-        open_catalog(str(tmp_path))
-    assert "hunter2" not in str(caught.value)
-
-
-def recorded(name):
-    if not (STAC / name).is_file():
-        pytest.skip(f"recorded answer {name} is not beside the project")
-    return STAC / name
-
-
-DENVER = shapely.box(-105.2, 39.9, -104.9, 40.2)
-YEAR = (Period(index=0, start=datetime(2024, 1, 1, tzinfo=UTC), end=datetime(2025, 1, 1, tzinfo=UTC)),)
-
-
-def test_the_recorded_parquet_equals_its_own_table():
-    path = recorded("rustac/100-sentinel-2-items.parquet")
-    scenes = find(open_catalog(str(path)), geometry=DENVER, periods=YEAR)
-    table = pq.read_table(path, columns=["id", "eo:cloud_cover", "geometry", "s2:processing_baseline"]).to_pylist()
-    want = {r["id"]: r for r in table if shapely.from_wkb(r["geometry"]).intersects(DENVER)}
-    assert want
-    assert {s.id: s.cloud_pct for s in scenes} == {k: r["eo:cloud_cover"] for k, r in want.items()}
-    assert all(s.sign and s.boa_offset == 0 and len(s.assets) == 13 for s in scenes)
-    assert all(s.version.startswith(want[s.id]["s2:processing_baseline"]) for s in scenes)
-
-
-def test_recorded_items_give_equal_scenes_from_a_file_and_from_an_api(tmp_path):
-    path = recorded("rustac/two-sentinel-2-items.json")
-    items = json.loads(path.read_text())["features"]
-    area = shapely.geometry.shape(items[0]["geometry"]).union(shapely.geometry.shape(items[1]["geometry"]))
-    shutil.copy(path, tmp_path / "items.json")
-    with StacServer(items) as server:
-        from_api = find(api(server), geometry=area, periods=YEAR)
-    assert len(from_api) == 2
-    assert find(open_catalog(str(tmp_path)), geometry=area, periods=YEAR) == from_api
-
-
-def test_recorded_pages_of_the_planetary_computer_over_the_antimeridian_are_found():
-    path = recorded("pystac-client/decoded/TestItemSearch.test_datetime_results.0.json")
-    items = json.loads(path.read_text())["response"]["features"]
-    day = (Period(index=0, start=datetime(2019, 1, 1, tzinfo=UTC), end=datetime(2019, 1, 2, tzinfo=UTC)),)
-    with StacServer(items, page_cap=10) as server:
-        found = find(api(server), geometry=shapely.box(-180, -80, 180, 84), periods=day)
-    assert [s.id for s in found] == sorted(i["id"] for i in items)
-    assert all(-180 <= b <= 180 for s in found for b in shapely.from_wkb(s.footprint).bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from pipeline.read import composite, pixelwise
 from pipeline.read.access import Access
 from pipeline.read.clearness import clear
 from pipeline.read.pixelwise import median_of
-from pipeline.read.rank import MemoryRanks
+from pipeline.read.rank import MemoryRanks, Ranks, rank_key
+from pipeline.read.reads import Reads
 from pipeline.read.rules import COMPOSITES, ReadRule, rules_of
-from pipeline.read.stacks import needed_cells, read_stack, read_stacks
+from pipeline.read.stacks import empty_layer, fill_layers, needed_cells, read_stack, read_stacks
 from pipeline.types import Asset, Box
 
 LOCAL = Access(allow_local=True)
@@ -31,7 +33,7 @@ CLOUDS = (4, 4, 4, 5, 6, 7, 11, 2, 9, 8, 3, 10, 1, 0)
 """Classes of which half are hidden."""
 
 
-def read(made_by_period, *, box=BOX, rule=None, pool=None, access=LOCAL):
+def read(made_by_period, *, box=BOX, rule=None, pool=None, ranks=None):
     scenes = {m.scene.id: m.scene for made in made_by_period for m in made}
     ids = {t: tuple(m.scene.id for m in made) for t, made in enumerate(made_by_period)}
     rule = rule or ReadRule()
@@ -41,8 +43,8 @@ def read(made_by_period, *, box=BOX, rule=None, pool=None, access=LOCAL):
             periods=periods(len(made_by_period)),
             candidates=candidates(needed_cells(box, rules=(rule,)), ids, sensor=rule.sensor),
             scenes=scenes,
-            access=access,
-            ranks=MemoryRanks(),
+            access=LOCAL,
+            ranks=ranks or MemoryRanks(),
             pool=pool or threads,
             rule=rule,
         )
@@ -165,7 +167,7 @@ def test_all_bands_of_a_ground_pixel_come_from_the_same_scene(tmp_path):
 
 
 def test_bands_are_not_read_of_scenes_that_are_clear_nowhere_new(tmp_path):
-    clear_one = make_scene(tmp_path, "clear", region=REGION, seed=1, classes=4)
+    clear_one = make_scene(tmp_path, "clear", region=REGION, seed=1, classes=np.where(cloudy(1) == 9, 9, 4))
     hazy = make_scene(tmp_path, "hazy", region=REGION, seed=2, classes=10)
     for asset in hazy.scene.assets:
         if asset.band != "SCL":
@@ -195,7 +197,11 @@ def test_a_scene_whose_classification_breaks_at_full_resolution_is_left_out(tmp_
     made = [make_scene(tmp_path, n, region=REGION, seed=i, classes=4) for i, n in enumerate(("a", "b"))]
     path = tmp_path / "a_SCL.tif"
     path.write_bytes(path.read_bytes()[:300])
-    stack = read([made], rule=ReadRule(composite=fill))
+    ranks = MemoryRanks()  # as if its overview could be read
+    record = {"scene_ids": ["a", "b"], "scores": [0, 0], "clear_pct": [None, None], "notes": []}
+    for group in candidates(CELLS, {0: ("a", "b")}):
+        ranks.put(rank_key(group), json.dumps(record))
+    stack = read([made], rule=ReadRule(composite=fill), ranks=ranks)
     assert {(s.selected, s.skipped) for s in stack.sources} == {(("b",), ("a",))}
     assert_equal_layers(stack, read([[made[1]]]))
 
@@ -242,6 +248,26 @@ def test_a_broken_best_scene_is_replaced_by_the_next(tmp_path):
     (tmp_path / "best_B11.tif").unlink()
     stack = read([[best, next_one, last]], rule=ReadRule(composite="scl_best_clear"))
     assert {(s.selected, s.skipped) for s in stack.sources} == {(("next",), ("best",))}
+
+
+def test_a_best_scene_that_lacks_a_bands_layer_is_not_replaced_there(tmp_path):
+    twenty = ("B05", "B06", "B07", "B8A", "B11", "B12")
+    best = make_scene(tmp_path, "best", region=REGION, seed=1, classes=4, without=twenty)
+    other = make_scene(tmp_path, "other", region=REGION, seed=2, classes=9)
+    stack = read([[other, best]], rule=ReadRule(composite="scl_best_clear"))
+    layer = empty_layer(20, twenty, box=stack.layers[1].box, times=1, dtype="uint16")
+    scenes, ranks = {"best": best.scene, "other": other.scene}, MemoryRanks()
+    with ThreadPoolExecutor(2) as pool:  # as the lazy view reads: one resolution alone
+        fill_layers(
+            (layer,),
+            periods(1),
+            candidates(CELLS, {0: ("other", "best")}),
+            rule=ReadRule(composite="scl_best_clear"),
+            scenes=scenes,
+            tools=Ranks(store=ranks, reads=Reads(LOCAL, ranks), pool=pool),
+        )
+    assert not stack.layers[1].pixels.any()
+    np.testing.assert_array_equal(layer.pixels, stack.layers[1].pixels)
 
 
 # given order --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Real Sentinel-2 pixels as a file catalogue, and the command line on it.
+"""Real pixels as file catalogues, and the command line on them.
 
 The pixels lie in ``shared/data`` beside the project and are never copied into it: the catalogues and COGs made here go
 to temporary folders. What the sources do not record (product names, cloud cover, a scene classification, a place) is
@@ -27,8 +27,9 @@ from pipeline import cli
 from pipeline.plan import grid
 from pipeline.plan.planner import load_plan
 from pipeline.read.rank import FolderRanks
-from pipeline.read.tiles import read_stack
-from pipeline.run.folder import access_of
+from pipeline.read.rules import rules_of
+from pipeline.read.tiles import read_stacks
+from pipeline.run.folder import access_of, settings_of
 from pipeline.run.local import run
 from pipeline.types import Box, Tile
 from pipeline.write import store
@@ -62,8 +63,8 @@ def hdf(path: Path):
 # --- files and items -------------------------------------------------------------------------------------------------
 
 
-def write_cog(path: Path, values, *, box: Box | None = None, transform=None, epsg: int = 0) -> str:
-    """Write (row, col) integers as a COG, nodata 0, over a lattice ``box`` or with any transform; returns the path."""
+def write_cog(path: Path, values, *, box: Box | None = None, transform=None, epsg: int = 0, nodata: float = 0) -> str:
+    """Write (row, col) values as a COG over a lattice ``box`` or with any transform; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path,
@@ -75,7 +76,7 @@ def write_cog(path: Path, values, *, box: Box | None = None, transform=None, eps
         dtype=values.dtype,
         crs=f"EPSG:{box.epsg if box else epsg}",
         transform=box.transform if box else transform,
-        nodata=0,
+        nodata=nodata,
         blocksize=256,
         compress="deflate",
         overviews="none",
@@ -116,6 +117,26 @@ def item(name: str, assets, *, acquired: datetime, ring, cloud_pct: float, basel
     }
 
 
+def radar_item(name: str, assets, *, acquired: datetime, ring, collection: str, **properties):
+    """A STAC item of Sentinel-1; ``properties`` hold what the source says (mode, orbit, quantity)."""
+    lons, lats = zip(*ring, strict=True)
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": name,
+        "collection": collection,
+        "bbox": [min(lons), min(lats), max(lons), max(lats)],
+        "geometry": {"type": "Polygon", "coordinates": [[list(point) for point in ring]]},
+        "properties": {
+            "datetime": acquired.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "constellation": "Sentinel-1",
+            **properties,
+        },
+        "links": [],
+        "assets": assets,
+    }
+
+
 def write_catalog(path: Path, items) -> Path:
     """Write an ItemCollection."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +153,7 @@ def ring_of(box: Box) -> list[tuple[float, float]]:
 
 def bbox_of(box: Box) -> str:
     """``W,S,E,N`` inside a lattice box, for --bbox."""
-    lons, lats = zip(*ring_of(box), strict=True)
+    lons, lats = zip(*ring_of(box)[:-1], strict=True)
     west, east, south, north = sorted(lons)[1], sorted(lons)[-2], sorted(lats)[1], sorted(lats)[-2]
     return f"{west:.6f},{south:.6f},{east:.6f},{north:.6f}"
 
@@ -193,6 +214,44 @@ def worldcereal() -> Series:
     )
 
 
+@dataclass(frozen=True)
+class Radar:
+    """Sentinel-1 GRD over the chip of ``Series``, ascending, exported as sigma0 in dB * 1e4 at 20 m.
+
+    ``decibels`` are (time, row, col) float64 by band (``vv``, ``vh``), ``power`` the same as linear float32.
+    """
+
+    times: tuple[datetime, ...]
+    decibels: dict
+    power: dict
+    box: Box
+
+    def of(self, day: str) -> int:
+        """Position of the acquisition of a day of 2018."""
+        return next(i for i, t in enumerate(self.times) if f"{t:%Y-%m-%d}" == f"2018-{day}")
+
+
+def worldcereal_radar() -> Radar:
+    """Read the sample's radar; skips where it is absent."""
+    folder = real("worldcereal-patches") / "00002806639B424A"
+    with hdf(folder / "S1_GRD-ASCENDING_20m_00002806639B424A_32631_2017-08-01_2018-11-30.nc") as file:
+        unit, _, epoch = file["timestamp"].attrs["units"].partition(" since ")
+        assert unit == "seconds"
+        first = datetime.fromisoformat(epoch).replace(tzinfo=UTC)
+        seconds = file["timestamp"][:]
+        raw = {band: file[band.upper()][:] for band in ("vv", "vh")}
+        assert {float(file[band].attrs["scale_factor"]) for band in ("VV", "VH")} == {1e-4}
+        x, y = float(file["x"][0]) - 10, float(file["y"][0]) + 10
+    assert all((values != 0).all() for values in raw.values())  # 0 is the fill value: none is missing
+    decibels = {band: values * 1e-4 for band, values in raw.items()}
+    return Radar(
+        times=tuple(first + timedelta(seconds=int(s)) for s in seconds),
+        decibels=decibels,
+        power={band: (10.0 ** (values / 10.0)).astype(np.float32) for band, values in decibels.items()},
+        box=Box(zone=31, res_m=20, row=round(-y / 20), col=round(x / 20), height=32, width=32),
+    )
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -246,10 +305,16 @@ def killed_at(stage: str, output: str) -> None:
 
 
 def stack_of(plan, task):
-    """The Stack of a task, read as the run reads it, with the rankings that the run stored."""
+    """The only Stack of a task, see ``stacks_of``."""
+    (stack,) = stacks_of(plan, task)
+    return stack
+
+
+def stacks_of(plan, task):
+    """The Stacks of a task, read as the run reads them, with the rankings that the run stored."""
     origins = grid.tile_windows(task.tile, task.blocks, plan.grid)
     with ThreadPoolExecutor(4) as pool:
-        return read_stack(
+        return read_stacks(
             box=grid.read_box(task.tile, origins, plan.grid),
             periods=plan.periods,
             candidates=task.candidates,
@@ -257,6 +322,7 @@ def stack_of(plan, task):
             access=access_of(plan),
             ranks=FolderRanks(Path(plan.output) / "ranks"),
             pool=pool,
+            rules=rules_of(settings_of(plan).inputs),
         )
 
 

@@ -23,7 +23,7 @@ DIMS = 4
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spec() -> StoreSpec:
     """Two by two tiles in the north of zone 31, one map, random weights."""
     return StoreSpec(
@@ -72,7 +72,7 @@ def tiles_box(zone: int, *, rows: tuple[int, int], cols: tuple[int, int]) -> Box
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def extent_of() -> Callable[..., Box]:
     """``tiles_box``."""
     return tiles_box
@@ -110,19 +110,19 @@ def make_empty(tile: Tile, *, dims: int = DIMS) -> tuple[Int8Embedding, np.ndarr
     return empty, np.full(shape, 255, np.uint8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_of() -> Callable[..., tuple[Int8Embedding, np.ndarray]]:
     """``make_data``."""
     return make_data
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def empty_of() -> Callable[..., tuple[Int8Embedding, np.ndarray]]:
     """``make_empty``."""
     return make_empty
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def changed(spec: StoreSpec) -> Callable[..., StoreSpec]:
     """``spec`` with other fields."""
 

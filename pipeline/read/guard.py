@@ -1,0 +1,193 @@
+"""Watches the connections of GDAL: a SOCKS5 proxy inside this process that dials only where the rules allow.
+
+GDAL follows redirects by itself and offers no way to limit or see them (3.10: no such option; ``strings libgdal``). A
+request beforehand would not help against a server that redirects only the second time, nor against a name whose
+address changes in between. So GDAL is given a proxy on loopback (``GDAL_HTTP_PROXY=socks5h://...``: names are resolved
+by the proxy), which looks at every connection, the first and those after redirects: it checks the host, resolves it,
+checks every address and connects to exactly the address that it checked. TLS goes end to end through it.
+
+It is not used where it is not needed (``Allowed.needs_guard``): object storage of the large providers cannot redirect
+to a customer's choice. What it costs elsewhere: the bytes pass through this process once more.
+
+What remains: where the environment names a proxy (http_proxy, https_proxy, all_proxy, GDAL_HTTP_PROXY), that proxy is
+used and this one is not: it must itself refuse private addresses. Hosts in NO_PROXY are dialled by curl directly,
+also after a redirect. Both are said once in the log. Another user of this machine may use the proxy to reach what the
+rules allow.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+from pipeline.read.allow import parse_address, public, resolve
+
+if TYPE_CHECKING:
+    from pipeline.read.allow import Allowed
+
+log = logging.getLogger(__name__)
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "GDAL_HTTP_PROXY")
+"""What curl and GDAL look at; curl ignores HTTP_PROXY in capitals."""
+DIAL_S = 10.0
+HELLO_S = 10.0
+CHUNK_BYTES = 1 << 18
+# RFC 1928
+GRANTED, NOT_ALLOWED, UNREACHABLE, WRONG = 0, 2, 4, 7
+V4, NAME, V6 = 1, 3, 4
+
+
+class _NotAllowedError(Exception):
+    """The rules forbid this connection."""
+
+
+class Guard:
+    """One proxy for one set of rules; serves until the process ends."""
+
+    def __init__(self, allowed: Allowed) -> None:
+        self._allowed = allowed
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        threading.Thread(target=self._accept, daemon=True, name="earthpress-guard").start()
+
+    @property
+    def url(self) -> str:
+        """What GDAL_HTTP_PROXY is set to."""
+        return f"socks5h://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        """Take no more connections (tests)."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True, name="earthpress-guard").start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            try:
+                client.settimeout(HELLO_S)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                target = _greet(client)
+                server = self._answer(client, *target) if target else _reply(client, WRONG)
+                if server is not None:
+                    with server:
+                        _pump(client, server)
+            except OSError as err:  # either side went away; curl sees the end of its connection
+                log.debug("connection ended: %s", err)
+
+    def _answer(self, client: socket.socket, host: str, port: int) -> socket.socket | None:
+        try:
+            server = self._dial(host, port)
+        except _NotAllowedError as err:
+            log.warning("connection refused: %s", err)
+            return _reply(client, NOT_ALLOWED)
+        except OSError:
+            return _reply(client, UNREACHABLE)
+        _reply(client, GRANTED)
+        return server
+
+    def _dial(self, host: str, port: int) -> socket.socket:
+        if why := self._allowed.why_not(host):
+            raise _NotAllowedError(why)
+        address = parse_address(host)
+        found = resolve(host) if address is None else (address,)
+        for one in found:
+            if not self._allowed.private and not public(one):
+                raise _NotAllowedError(f"host {host} stands for {one}, which is not a public address")
+        failed = OSError(f"{host} does not resolve")
+        for one in found:
+            try:
+                return dial(str(one), port)
+            except OSError as err:
+                failed = err
+        raise failed
+
+
+def dial(address: str, port: int) -> socket.socket:
+    """Connect to an address that was checked."""
+    server = socket.create_connection((address, port), timeout=DIAL_S)
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return server
+
+
+def proxy_for(allowed: Allowed) -> str | None:
+    """The proxy that enforces the rules in this process; None: the environment has its own (said in the log)."""
+    if any(os.environ.get(name) for name in PROXY_VARIABLES):
+        _warn_once("the environment's proxy is used: it must refuse private addresses itself, also after redirects")
+        return None
+    if os.environ.get("no_proxy") or os.environ.get("NO_PROXY"):
+        _warn_once("NO_PROXY is set: the hosts it names are reached unchecked, also after redirects")
+    with _LOCK:
+        key = (os.getpid(), allowed)  # a forked process has the listener but not its thread
+        if key not in _GUARDS:
+            _GUARDS[key] = Guard(allowed)
+        return _GUARDS[key].url
+
+
+_GUARDS: dict[tuple[int, Allowed], Guard] = {}
+_LOCK = threading.Lock()
+_SAID: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _SAID:
+        _SAID.add(text)
+        log.warning(text)
+
+
+def _greet(client: socket.socket) -> tuple[str, int] | None:
+    """Host (lower case) and port that the client asks for; None: it asks for something else than a connection."""
+    _, methods = _take(client, 2)
+    _take(client, methods)
+    client.sendall(b"\x05\x00")  # no authentication
+    version, command, _, kind = _take(client, 4)
+    if kind == NAME:
+        host = _take(client, _take(client, 1)[0]).decode("ascii", "replace").rstrip(".").lower()
+    elif kind in (V4, V6):
+        host = str(ipaddress.ip_address(_take(client, 4 if kind == V4 else 16)))
+    else:
+        return None
+    (port,) = struct.unpack("!H", _take(client, 2))
+    return (host, port) if (version, command) == (5, 1) else None
+
+
+def _reply(client: socket.socket, code: int) -> None:
+    client.sendall(bytes((5, code, 0, V4, 0, 0, 0, 0, 0, 0)))
+
+
+def _take(client: socket.socket, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        part = client.recv(count - len(found))
+        if not part:
+            raise ConnectionResetError("the client left during the greeting")
+        found += part
+    return found
+
+
+def _pump(client: socket.socket, server: socket.socket) -> None:
+    """Copy both ways until one side ends; GDAL's own time limits end a connection that stalls."""
+    client.settimeout(None)
+    server.settimeout(None)
+    other = {client.fileno(): (client, server), server.fileno(): (server, client)}
+    poll = select.poll()
+    for number in other:
+        poll.register(number, select.POLLIN)
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    while True:
+        for number, _ in poll.poll():
+            source, target = other[number]
+            count = source.recv_into(buffer)
+            if not count:
+                return
+            target.sendall(buffer[:count])
