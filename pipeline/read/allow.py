@@ -28,8 +28,8 @@ PAID_BUCKETS = ("usgs-landsat", "sentinel-s1-l1c", "sentinel-s2-l1c", "sentinel-
 """Requester-pays buckets by https://registry.opendata.aws."""
 METADATA_HOSTS = ("metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal")
 METADATA_ADDRESSES = (ipaddress.IPv4Address("168.63.129.16"),)
-"""Azure's wire server has a public address; 169.254.169.254, fd00:ec2::254, 100.100.100.200 (Alibaba) lie in ranges that
-are refused as a whole."""
+"""Azure's wire server has a public address; 169.254.169.254, fd00:ec2::254, 100.100.100.200 (Alibaba) lie in ranges
+that are refused as a whole."""
 SPECIAL = ipaddress.IPv4Network("192.0.0.0/24")  # RFC 6890; Oracle's metadata at .192; ``is_global`` misses part of it
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 LOOKUP_S = 5.0
@@ -83,7 +83,8 @@ class Allowed:
         if parts.scheme == "s3" and host in PAID_BUCKETS and not self.requester_pays:
             raise InvalidInputError(
                 f"{shown}: every request to bucket {host} is charged to the reader's AWS account; to pay, give AWS "
-                "credentials and allow it (requester_pays, or AWS_REQUEST_PAYER=requester in the environment)"
+                "credentials and allow it (inputs.landsat.requester_pays=true, or AWS_REQUEST_PAYER=requester in the "
+                "environment)"
             )
         return parts.scheme
 

@@ -160,7 +160,8 @@ class _Blocks:
 
     def read(self, indexes: int, *, window: Window | None = None, **options: Any) -> NDArray[Any]:
         """(row, col) raw values of a window of one band."""
-        side = self._dataset.block_shapes[indexes - 1]
+        shapes = getattr(self._dataset, "block_shapes", None)
+        side = shapes[indexes - 1] if shapes else (0, 0)
         if window is None or options or not all(LEAST_SIDE_PX <= s <= MOST_SIDE_PX for s in side):
             found: NDArray[Any] = self._dataset.read(indexes, window=window, **options)
             return found

@@ -73,8 +73,17 @@ def environment(settings: tuple[tuple[str, str], ...], *, scheme: str, pays: boo
 
 def open_file(path: str) -> rasterio.DatasetReader:
     """Open a GDAL path with the driver of its suffix."""
-    suffix = path.partition("?")[0].rpartition(".")[2].lower()
-    return rasterio.open(path, driver=DRIVERS.get(suffix, "GTiff"), sharing=False)
+    return rasterio.open(path, driver=driver_of(path), sharing=False)
+
+
+def driver_of(path: str) -> str:
+    """The driver for a GDAL path, by its suffix.
+
+    >>> driver_of("/vsicurl/https://a.example/b.jp2#7")
+    'JP2OpenJPEG'
+    """
+    suffix = re.sub(r"#\d+$", "", path.partition("?")[0]).rpartition(".")[2].lower()
+    return DRIVERS.get(suffix, "GTiff")
 
 
 def path_of(href: str, scheme: str, *, name: int = 0) -> str:
@@ -90,10 +99,12 @@ def path_of(href: str, scheme: str, *, name: int = 0) -> str:
 class Names:
     """Numbers that give a URL a fresh name after a failure, because GDAL remembers a failed open for ever.
 
-    For http(s) the number becomes the URL's fragment: part of GDAL's name, never sent to the server. The documented way,
-    ``CPL_VSIL_CURL_NON_CACHED`` for the repeated attempt, stalls GDAL 3.10 for as long as its time limits when
+    For http(s) the number becomes the URL's fragment: part of GDAL's name, never sent to the server. The documented
+    way, ``CPL_VSIL_CURL_NON_CACHED`` for the repeated attempt, stalls GDAL 3.10 for as long as its time limits when
     several threads have the same URL open (measured: 14 of 16 reads on 8 threads, "Operation too slow"; 0 with
-    fragments). For s3, gs and az, whose names have no fragment, what GDAL remembers of the file is dropped instead.
+    fragments). For s3, gs and az, whose names have no fragment, what GDAL remembers of the file is dropped instead,
+    once for all threads that failed together; a thread that is reading the same file at that moment may stall likewise
+    and then repeats its attempt.
     """
 
     def __init__(self) -> None:

@@ -78,8 +78,9 @@ class Guard:
                 client.settimeout(HELLO_S)
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 target = _greet(client)
-                server = self._answer(client, *target) if target else _reply(client, WRONG)
-                if server is not None:
+                if target is None:
+                    _reply(client, WRONG)
+                elif server := self._answer(client, *target):
                     with server:
                         _pump(client, server)
             except OSError as err:  # either side went away; curl sees the end of its connection
@@ -90,9 +91,11 @@ class Guard:
             server = self._dial(host, port)
         except _NotAllowedError as err:
             log.warning("connection refused: %s", err)
-            return _reply(client, NOT_ALLOWED)
+            _reply(client, NOT_ALLOWED)
+            return None
         except OSError:
-            return _reply(client, UNREACHABLE)
+            _reply(client, UNREACHABLE)
+            return None
         _reply(client, GRANTED)
         return server
 

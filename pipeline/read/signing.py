@@ -181,7 +181,7 @@ def _wait_s(headers: Mapping[str, str], attempt: int) -> float:
     try:
         when = parsedate_to_datetime(text)
     except ValueError:
-        return BACKOFF_S * 2**attempt
+        return BACKOFF_S * float(2**attempt)
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, when.timestamp() - time.time())
 

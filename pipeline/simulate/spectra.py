@@ -134,7 +134,7 @@ def spectrum(cover: str, day: float) -> tuple[float, ...]:
 
 
 def day_of(when: datetime) -> int:
-    """Day of the year 1..365; 29 February counts as the 28th's successor does in other years."""
+    """Day of the year 1..365; 29 February counts as the 28th."""
     day = when.timetuple().tm_yday
     return day - (1 if calendar.isleap(when.year) and day > 59 else 0)
 

@@ -111,8 +111,7 @@ def calibration_places(count: int) -> tuple[Place, ...]:
 
     Eight boxes of 96 x 96 pixels: farmland, farmland under broken cloud, river and forest, city, desert, snow, sea, and
     farmland of the southern hemisphere with missing bands, a hidden strip and (from three periods on) a period without
-    observation. Two have no radar and four no Landsat in some periods; one has neither in any, as the most have in
-    archives.
+    observation. Two lack radar and four lack Landsat in some periods, one lacks both in all.
     """
     cloudy = Flaws(cloud_share=0.45)
     broken = Flaws(

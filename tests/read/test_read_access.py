@@ -15,7 +15,7 @@ from remote_files import BOX, FAST, HTTP, VALUES, Tokens, read, read_href
 
 from pipeline.errors import DataError
 from pipeline.read.access import GDAL_SETTINGS, Access, redact
-from pipeline.read.gdal import environment
+from pipeline.read.gdal import driver_of, environment
 from pipeline.types import Asset
 
 
@@ -110,3 +110,11 @@ def test_access_travels_to_another_process():
 def test_redaction_keeps_what_helps():
     text = "'/vsicurl/https://u:p@h.org/a.tif?sv=1&sig=abc%3D' not recognized: HTTP 403"
     assert redact(text) == "'/vsicurl/https://h.org/a.tif' not recognized: HTTP 403"
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/b.jp2", "/vsicurl/https://h.org/b.JP2?sig=x.tif", "/vsicurl/https://h.org/b.jp2#3"]
+)
+def test_the_suffix_decides_the_driver(path):
+    assert driver_of(path) == "JP2OpenJPEG"
+    assert driver_of(path.lower().replace("jp2", "tif")) == "GTiff"

@@ -27,12 +27,19 @@ PIXELS = np.random.default_rng(2).integers(1, 9000, LARGE.shape).astype(np.uint1
 PATIENT = (*FAST, ("GDAL_HTTP_MAX_RETRY", "8"))
 
 
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("network")
+    large = write_cog(folder / "0.tif", PIXELS, box=LARGE)
+    for number in range(1, 8):
+        (folder / f"{number}.tif").hardlink_to(large)
+    write_cog(folder / "b.tif", VALUES, box=BOX)
+    return folder
+
+
 @pytest.fixture(name="server")
-def _server(tmp_path):
-    for number in range(8):
-        write_cog(tmp_path / f"{number}.tif", PIXELS, box=LARGE)
-    write_cog(tmp_path / "b.tif", VALUES, box=BOX)
-    with serving(tmp_path) as server:
+def _server(folder):
+    with serving(folder) as server:
         yield server
 
 

@@ -92,6 +92,12 @@ def test_ground_that_parts_do_not_cover_is_refused() -> None:
         joined([part], Box(zone=32, res_m=10, row=BOX.row, col=BOX.col, height=70, width=90))
 
 
+def test_ground_with_a_gap_between_its_parts_is_refused() -> None:
+    west, east = (survey(replace(BOX, col=BOX.col + at, width=20)) for at in (0, 30))
+    with pytest.raises(InvalidInputError, match="not covered"):
+        joined([west, east], replace(BOX, width=50))
+
+
 def test_an_unknown_sensor_is_refused_with_the_known_ones(tmp_path) -> None:
     with pytest.raises(InvalidInputError, match="sentinel2_l2a, sentinel1, landsat, got modis"):
         make_sample(tmp_path, sensors=("modis",))
