@@ -92,7 +92,7 @@ def write_scenes(folder: Path, count: int, *, size_px: int) -> None:
                 dataset.write(values, 1)
 
 
-# --- readers: each runs in a process of its own -------------------------------------------------------------------------
+# --- readers: each runs in a process of its own ------------------------------------------------------------------------
 
 
 def request_of(args: Args) -> Box:
@@ -285,7 +285,7 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-# --- the table ----------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def run_child(name: str, args: Args, url: str) -> dict[str, float]:

@@ -177,6 +177,13 @@ def test_an_api_that_offers_search_by_get_only_is_asked_by_get():
         assert {"bbox" in s for s in server.searches} == {True}
 
 
+@pytest.mark.parametrize("href", ["/v1/search", "search"])
+@pytest.mark.parametrize("faults", [{}, {"get": True}])
+def test_a_next_link_may_be_relative(href, faults):
+    with StacServer(ITEMS, faults=faults | {"next": href}, page_cap=4) as server:
+        assert names(api(server)) == WANTED
+
+
 def test_a_next_link_that_is_no_search_is_refused():
     class Deleting(StacServer):
         def _page(self, asked, method):
