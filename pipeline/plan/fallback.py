@@ -29,7 +29,7 @@ def merged(catalogs: Sequence[tuple[Scene, ...]]) -> tuple[Scene, ...]:
     """One scene per product, of the first catalogue that has it; the others become its alternates.
 
     Args:
-        catalogs: Scenes of every catalogue, the preferred one first.
+        catalogs: Scenes of every catalogue, without alternates, the preferred one first.
 
     Returns:
         Scenes with unique ids, sorted by id. Where two catalogues have an id and it is not the same product, the first
@@ -43,7 +43,7 @@ def merged(catalogs: Sequence[tuple[Scene, ...]]) -> tuple[Scene, ...]:
             key = _product(scene)
             twin = next((i for i in before.get(key, ()) if _same_ground(kept[i], scene)), None) if key else None
             if twin is not None:
-                kept[twin] = replace(kept[twin], alternates=(*kept[twin].alternates, replace(scene, alternates=())))
+                kept[twin] = replace(kept[twin], alternates=(*kept[twin].alternates, scene))
             elif scene.id in kept:
                 logger.warning("two catalogues have an item %s: the one of the first is taken", scene.id)
             else:

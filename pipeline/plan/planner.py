@@ -243,6 +243,7 @@ def _search(
         for scene in scenes:
             if found.setdefault(scene.id, scene) != scene:
                 raise DataError(f"{name} and {found[scene.id].sensor} both have a scene with the id {scene.id}")
+        _check_quantity(scenes, note=note)
         selector, rule = select.Selector(scenes), select.rule_of(inputs, name)
         for cell in cells:
             by_cell[cell] += selector.candidates(cell, periods=periods, rule=rule)
@@ -259,6 +260,22 @@ def _note_short(periods: Sequence[Period], settings: Settings, *, note: Callable
         if days != "month" and settings.inputs.periods is None and length < days:
             note(f"the period from {period.start:%Y-%m-%d} has {length:g} days only, the others {days}")
             return
+
+
+def _check_quantity(scenes: Sequence[Scene], *, note: Callable[[str], None]) -> None:
+    """Sentinel-1: one quantity in one store, and a word where it is not the one the models were trained on.
+
+    Raises:
+        InvalidInputError: Both gamma0 and sigma0: on slopes they differ by decibels, and maps would show the scenes.
+    """
+    held = {s.quantity for s in scenes if s.quantity}
+    if len(held) > 1:
+        raise InvalidInputError(
+            f"the Sentinel-1 scenes are {' and '.join(sorted(held))}: a store holds one of them; give "
+            "inputs.sentinel1.catalog or inputs.sentinel1.collection with one"
+        )
+    if held == {"sigma0"}:
+        note("the Sentinel-1 scenes are sigma0, the models were trained on gamma0: slopes and near range differ")
 
 
 def _note_periods(

@@ -12,12 +12,14 @@ import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from pipeline.errors import DataError, InvalidInputError
+from pipeline.read import async_geotiff
 from pipeline.read.allow import Allowed, redact
 from pipeline.read.gdal import (
     GDAL_SETTINGS,
@@ -33,11 +35,13 @@ from pipeline.read.gdal import (
 )
 from pipeline.read.guard import proxy_for
 from pipeline.read.signing import PlanetaryComputer, Signer, signed
+from pipeline.read.throttle import throttle_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.read.gdal import Env
+    from pipeline.read.gdal import Env, Seen
+    from pipeline.read.raster import Raster
     from pipeline.types import Asset
 
 __all__ = ["ATTEMPTS", "GDAL_SETTINGS", "Access", "Counts", "PlanetaryComputer", "Signer", "redact"]
@@ -69,7 +73,8 @@ class Access:
         gdal: GDAL options; a variable of the same name in the environment wins.
         signer: Signs the URLs of scenes that ask for it.
         requester_pays: Read s3 buckets that charge the reader, with the AWS credentials that GDAL finds.
-        backend: What reads: "rasterio".
+        backend: What reads: "rasterio", or "async-geotiff" for the windows that it can read
+            (``pipeline.read.async_geotiff``).
     """
 
     allow_local: bool = False
@@ -115,6 +120,28 @@ class Access:
 
         return self._retry(asset, once, sign=sign, item=item)
 
+    def read_plain(
+        self, asset: Asset, work: Callable[[Raster], T], *, fits: Callable[[Raster], bool], sign: bool, item: str = ""
+    ) -> T:
+        """As ``read``, but what ``work`` gets need not be rasterio's dataset where ``fits`` says that it can do without.
+
+        Args:
+            asset: Which file.
+            work: Reads from the open file; must be repeatable.
+            fits: Whether ``work`` needs no more of this file than plain windows.
+            sign: Whether the URL needs a token.
+            item: Item id, for the error message.
+
+        Raises:
+            ConfigError: The backend is not installed.
+            InvalidInputError, DataError, TransientError: As ``read``, whatever the backend.
+        """
+        if self.backend == async_geotiff.NAME:
+            found = self._async(asset, work, fits=fits, sign=sign)
+            if found is not None:
+                return found[0]
+        return self.read(asset, work, sign=sign, item=item)
+
     def check(self, href: str) -> str:
         """The scheme of ``href`` (``file`` for a plain path) when it may be opened, by its text alone.
 
@@ -145,24 +172,39 @@ class Access:
         allowed.check_address(href)
         return scheme, proxy_for(allowed) if allowed.needs_guard(href) else None
 
+    def _async(
+        self, asset: Asset, work: Callable[[Raster], T], *, fits: Callable[[Raster], bool], sign: bool
+    ) -> tuple[T] | None:
+        async_geotiff.require()
+        scheme, _ = self._admit(asset.href)
+        guarded = scheme in ("http", "https") and self._allowed().needs_guard(asset.href)
+        if not async_geotiff.may_read(asset.href, scheme, guarded=guarded):
+            return None
+        url = signed(self.signer, asset.href) if sign else asset.href
+        env = environment(self.gdal, scheme=scheme, pays=self.requester_pays, proxy=None)
+        return async_geotiff.attempt(asset.href, url=url, env=env, fits=fits, work=work)
+
     def _retry(self, asset: Asset, once: Callable[[str, Env], T], *, sign: bool, item: str) -> T:
         scheme, proxy = self._admit(asset.href)
         hide_tokens_in_logs()
         TRAFFIC.start()
         where = f"item {item}, band {asset.band}" if item else f"band {asset.band}"
-        env = environment(self.gdal, scheme=scheme, pays=self.requester_pays, proxy=proxy)
+        throttle = throttle_of(f"{scheme}://{urlsplit(asset.href).netloc.lower()}")
         left = 1 if scheme == "file" else self.attempts
         failure, tried, renewed = _Failure(), 0, False
         while left > 0:
-            href = signed(self.signer, asset.href, refused=failure.suspect) if sign else asset.href
             name = NAMES.of(asset.href)
             tried, left = tried + 1, left - 1
             TRAFFIC.add(attempts=int(scheme != "file"), retries=int(tried > 1))
-            with listening() as seen:
+            with throttle.place(), listening(throttle.busy) as seen:
+                href = signed(self.signer, asset.href, refused=failure.suspect) if sign else asset.href
+                env = environment(
+                    self.gdal, scheme=scheme, pays=self.requester_pays, proxy=proxy, serial=throttle.slowed
+                )
                 try:
                     return once(path_of(href, scheme, name=name), env)
                 except (RasterioError, CPLE_BaseError) as err:
-                    failure = _Failure.of(err, seen.statuses, href=href)
+                    failure = _Failure.of(err, seen, href=href)
             TRAFFIC.add(failures=1)
             log.info("attempt %d at %s failed: %s", tried, redact(asset.href), failure.why)
             if failure.detour:
@@ -195,13 +237,13 @@ class _Failure:
     detour: str = ""
 
     @classmethod
-    def of(cls, err: Exception, statuses: set[int], *, href: str) -> _Failure:
+    def of(cls, err: Exception, seen: Seen, *, href: str) -> _Failure:
         texts = " ".join(_chain(err))
-        statuses = statuses | statuses_in(texts)
-        denied, detour = bool(statuses & REFUSED), _DETOUR.search(texts)
+        seen.note(statuses_in(texts))
+        denied, detour = bool(seen.statuses & REFUSED), _DETOUR.search(texts)
         return cls(
             why=redact(str(err)),
-            suspect=href if denied or not statuses & NOT_THE_TOKEN else "",
+            suspect=href if denied or not seen.statuses & NOT_THE_TOKEN else "",
             denied=denied,
             detour=detour[1] if detour else "",
         )

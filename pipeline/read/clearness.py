@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.read.pieces import window_over
 from pipeline.read.scores import GROWN, HIDDEN, among
 from pipeline.types import Box
 
@@ -60,6 +61,37 @@ def over(part: Box, mask: NDArray[np.bool_], box: Box) -> NDArray[np.bool_]:
     rows = _asked_index(part.row, part.height, part.res_m, box.res_m) - box.row
     cols = _asked_index(part.col, part.width, part.res_m, box.res_m) - box.col
     return mask[rows[:, None], cols[None, :]]
+
+
+class Masks:
+    """Where the scenes of one period are clear, as far as it has been looked at.
+
+    Attributes:
+        failed: Scenes whose classification could not be read.
+    """
+
+    def __init__(self) -> None:
+        self.failed: set[str] = set()
+        self._found: dict[str, list[tuple[Box, NDArray[np.bool_]]]] = {}
+
+    def known(self, scene_id: str, under: Box) -> bool:
+        """Whether it is known how clear a scene is there, or that nobody can say."""
+        return scene_id in self.failed or window_over(self._found.get(scene_id, ()), under) is not None
+
+    def put(self, scene_id: str, box: Box, mask: NDArray[np.bool_]) -> None:
+        """Remember what was seen over a box of the classification."""
+        self._found.setdefault(scene_id, []).append((box, mask))
+
+    def hidden(self, scene_id: str, box: Box) -> None:
+        """Remember that nobody knows where a scene is clear: it fills what nothing else does."""
+        self.put(scene_id, box, np.zeros(box.shape, np.bool_))
+
+    def over(self, scene_id: str, part: Box) -> NDArray[np.bool_]:
+        """Where a scene is clear, as the pixels of a layer see it."""
+        for box, mask in self._found[scene_id]:
+            if window_over([(box, mask)], box_under([part], box.res_m)) is not None:
+                return over(part, mask, box)
+        raise AssertionError(f"{scene_id} was not looked at over {part}")
 
 
 def _asked(part: Box, res_m: int) -> Box:

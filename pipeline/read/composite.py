@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.read import clearness
+from pipeline.read.clearness import Masks
 from pipeline.read.pieces import (
     Made,
     area,
@@ -133,7 +134,7 @@ class _Filling:
         """The classification's pixels that this piece asks."""
         return clearness.box_under([part for _, part in self.piece.parts], self._rule.spec.class_res_m)
 
-    def unseen(self, masks: _Masks, scenes: Mapping[str, Scene]) -> list[Scene]:
+    def unseen(self, masks: Masks, scenes: Mapping[str, Scene]) -> list[Scene]:
         """The scenes whose classification must be read before the next turn; empty when it is known."""
         if self._rule.how.fill != "first_clear" or not self._ranked or not self._open():
             return []
@@ -142,7 +143,7 @@ class _Filling:
         coming = list(self._ranked)[:LOOK_AHEAD]
         return [scenes[i] for i in coming if not masks.known(i, self.under)]
 
-    def advance(self, masks: _Masks, scenes: Mapping[str, Scene]) -> tuple[Scene, list[int]] | None:
+    def advance(self, masks: Masks, scenes: Mapping[str, Scene]) -> tuple[Scene, list[int]] | None:
         """The next scene and the layers in which it may give a pixel; None when it is not known or nothing is left."""
         while self._ranked and self._open():
             scene = scenes[self._ranked[0]]
@@ -168,7 +169,7 @@ class _Filling:
             return self._settled.get(layer, np.zeros(part.shape, np.bool_))
         return self.valid(layer, part)
 
-    def _may_gain(self, layer: int, part: Box, scene: Scene, masks: _Masks) -> bool:
+    def _may_gain(self, layer: int, part: Box, scene: Scene, masks: Masks) -> bool:
         if not any(has_band(scene, band) for band in self._layers[layer].bands):
             return False
         if not self.valid(layer, part).all():
@@ -182,7 +183,7 @@ class _Filling:
         self._skipped.append(scene.id)
         self._notes += notes
 
-    def take(self, scene: Scene, windows: Windows, masks: _Masks, notes: Iterable[str]) -> None:
+    def take(self, scene: Scene, windows: Windows, masks: Masks, notes: Iterable[str]) -> None:
         """Lay in the windows of ``scene``, given by (layer, band)."""
         self._tried.append(scene.id)
         self._notes += notes
@@ -190,7 +191,9 @@ class _Filling:
             bands = range(len(self._layers[layer].bands))
             own = {b: values for b in bands if (values := window_over(windows.get((layer, b), ()), part)) is not None}
             if own:
-                self._lay(layer, part, own, masks.over(scene.id, part) if masks.used else None)
+                self._lay(
+                    layer, part, own, masks.over(scene.id, part) if self._rule.how.fill == "first_clear" else None
+                )
         if self._rule.how.fill == "one_scene":
             self._ranked.clear()
 
@@ -236,31 +239,6 @@ Windows = dict[tuple[int, int], list[tuple["Box", "NDArray[Any]"]]]
 """Windows of one scene by (layer, band)."""
 
 
-class _Masks:
-    """Where the scenes of one period are clear, as far as it has been looked at."""
-
-    def __init__(self, *, used: bool) -> None:
-        self.used = used
-        self.failed: set[str] = set()
-        self._found: dict[str, list[tuple[Box, NDArray[np.bool_]]]] = {}
-
-    def known(self, scene_id: str, under: Box) -> bool:
-        """Whether it is known how clear a scene is there, or that nobody can say."""
-        return scene_id in self.failed or window_over(self._found.get(scene_id, ()), under) is not None
-
-    def put(self, scene_id: str, box: Box, clear: NDArray[np.bool_]) -> None:
-        """Remember what was seen."""
-        self._found.setdefault(scene_id, []).append((box, clear))
-
-    def over(self, scene_id: str, part: Box) -> NDArray[np.bool_]:
-        """Where a scene is clear, as the pixels of a layer see it."""
-        for box, clear in self._found[scene_id]:
-            under = clearness.box_under([part], box.res_m)
-            if window_over([(box, clear)], under) is not None:
-                return clearness.over(part, clear, box)
-        raise AssertionError(f"{scene_id} was not looked at over {part}")
-
-
 class _Round:
     """The pieces of one period: each tries its next scene, those at the same scene share windows."""
 
@@ -278,7 +256,7 @@ class _Round:
         self._rule = rule
         self._scenes = scenes
         self._reads = reads
-        self._masks = _Masks(used=rule.how.fill == "first_clear")
+        self._masks = Masks()
         self._turns: list[tuple[_Filling, Scene]] = []
         self._bands: dict[Future[Pixels], tuple[str, int, int, Box]] = {}
         self._looks: dict[Future[Pixels], tuple[str, Box]] = {}
@@ -300,7 +278,7 @@ class _Round:
         if not (self._looks or self._bands):
             for filling in self._fillings:
                 filling.made()
-            self._masks = _Masks(used=self._masks.used)
+            self._masks = Masks()
         self._late = {*self._looks, *self._bands}
         return list(self._late)
 
@@ -311,7 +289,7 @@ class _Round:
                 if has_band(scene, self._rule.spec.class_band):
                     wanted.setdefault(scene.id, []).append(filling.under)
                 else:  # nobody knows where it is clear: it fills what nothing else does
-                    self._masks.put(scene.id, filling.under, np.zeros(filling.under.shape, np.bool_))
+                    self._masks.hidden(scene.id, filling.under)
         jobs = {}
         for scene_id, boxes in wanted.items():
             for box in merge_boxes(boxes):

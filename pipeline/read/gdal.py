@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 import rasterio
 
 from pipeline.read.allow import VSI, local_path, redact
+from pipeline.read.throttle import BUSY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ MAX_NAMES = 100_000
 Env = dict[str, str | int]
 
 
-def environment(settings: tuple[tuple[str, str], ...], *, scheme: str, pays: bool, proxy: str | None) -> Env:
+def environment(
+    settings: tuple[tuple[str, str], ...], *, scheme: str, pays: bool, proxy: str | None, serial: bool = False
+) -> Env:
     """Options for ``rasterio.Env``; a variable of the same name in the process's environment wins.
 
     Args:
@@ -60,6 +63,7 @@ def environment(settings: tuple[tuple[str, str], ...], *, scheme: str, pays: boo
         scheme: Of the URL to open.
         pays: The reader pays for requests to s3.
         proxy: See ``pipeline.read.guard``.
+        serial: One request after the other; otherwise GDAL asks for all ranges of a window at once.
     """
     env: Env = {k: v for k, v in settings if k not in os.environ}
     if "GDAL_CACHEMAX" in env:
@@ -68,6 +72,8 @@ def environment(settings: tuple[tuple[str, str], ...], *, scheme: str, pays: boo
         env["AWS_REQUEST_PAYER"] = "requester"
     if proxy:
         env["GDAL_HTTP_PROXY"] = proxy
+    if serial and "GDAL_HTTP_MULTIRANGE" not in os.environ:
+        env["GDAL_HTTP_MULTIRANGE"] = "SERIAL"
     return env
 
 
@@ -132,28 +138,43 @@ class Names:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Traffic of this process with the archives, by rasterio; token requests are not in it.
+    """Traffic of this process with the archives, by rasterio and the optional backend.
 
     Attributes:
-        requests: HTTP requests. GDAL counts a read of several ranges at once as one; without GDAL's statistics (another
-            build, or switched off in the environment): attempts to read plus repeated requests.
-        bytes: Body bytes received, those of failed requests included; 0 without GDAL's statistics.
-        retries: Requests that GDAL repeated and reads that were repeated. GDAL's are counted from its warnings: none
+        requests: HTTP requests for files. GDAL counts a read of several ranges at once as one; without GDAL's
+            statistics (another build, or switched off in the environment): attempts to read plus repeated requests.
+        bytes: Body bytes received, those of failed requests included (not by the optional backend); rasterio's are 0
+            without GDAL's statistics.
+        retries: Requests that were repeated and reads that were repeated. GDAL's are counted from its warnings: none
             where the logger ``rasterio`` is set above WARNING.
         failures: Attempts to read that failed.
+        tokens: Requests to token services, repeated ones included.
     """
 
     requests: int = 0
     bytes: int = 0
     retries: int = 0
     failures: int = 0
+    tokens: int = 0
 
 
 @dataclass(slots=True)
 class Seen:
-    """What GDAL said in this thread during one attempt: HTTP status codes."""
+    """What GDAL said in this thread during one attempt.
+
+    Attributes:
+        statuses: HTTP status codes.
+        busy: Called at once when the archive says that it is busy; GDAL may then go on repeating for minutes.
+    """
 
     statuses: set[int] = field(default_factory=set)
+    busy: Callable[[], None] = lambda: None
+
+    def note(self, statuses: set[int]) -> None:
+        """GDAL told of answers with these."""
+        self.statuses |= statuses
+        if statuses & BUSY:
+            self.busy()
 
 
 class Traffic:
@@ -161,7 +182,8 @@ class Traffic:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._attempts = self._retries = self._failures = 0
+        self._attempts = self._retries = self._failures = self._tokens = 0
+        self._own_requests = self._own_bytes = 0
         self._past_requests = self._past_bytes = 0
         self._gdal: ctypes.CDLL | None = None
         self._counted = False
@@ -180,9 +202,21 @@ class Traffic:
         if self._gdal is not None:
             self._gdal.VSICurlPartialClearCache(path.encode())
 
-    def add(self, *, attempts: int = 0, retries: int = 0, failures: int = 0) -> None:
-        """Count what happened."""
+    def add(
+        self,
+        *,
+        attempts: int = 0,
+        retries: int = 0,
+        failures: int = 0,
+        tokens: int = 0,
+        requests: int = 0,
+        size: int = 0,
+    ) -> None:
+        """Count what happened: attempts are rasterio's, whose requests GDAL counts; the others come with theirs."""
         with self._lock:
+            self._own_requests += requests
+            self._own_bytes += size
+            self._tokens += tokens
             self._attempts += attempts
             self._retries += retries
             self._failures += failures
@@ -193,7 +227,13 @@ class Traffic:
             requests, size = self._attempts + self._retries, 0
             if self._gdal is not None and self._counted:
                 requests, size = self._read(self._gdal)
-            return Counts(requests=requests, bytes=size, retries=self._retries, failures=self._failures)
+            return Counts(
+                requests=requests + self._own_requests,
+                bytes=size + self._own_bytes,
+                retries=self._retries,
+                failures=self._failures,
+                tokens=self._tokens,
+            )
 
     def _read(self, gdal: ctypes.CDLL) -> tuple[int, int]:
         pointer = gdal.VSINetworkStatsGetAsSerializedJSON(None)
@@ -264,9 +304,9 @@ def statuses_in(text: str) -> set[int]:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Seen]:
+def listening(busy: Callable[[], None]) -> Iterator[Seen]:
     """Collect what GDAL says in this thread; its errors often leave the status out."""
-    seen = _LOCAL.seen = Seen()
+    seen = _LOCAL.seen = Seen(busy=busy)
     try:
         yield seen
     finally:
@@ -283,7 +323,7 @@ class _Filter(logging.Filter):
             TRAFFIC.add(retries=1)
         seen: Seen | None = getattr(_LOCAL, "seen", None)
         if seen is not None:
-            seen.statuses |= statuses_in(message)
+            seen.note(statuses_in(message))
         return True
 
 

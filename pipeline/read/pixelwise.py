@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.read import clearness, quality
+from pipeline.read.clearness import Masks
 from pipeline.read.pieces import Made, has_data, merge_boxes, missing_of, source_of, window_over
 from pipeline.read.reads import has_band
 from pipeline.types import Box
@@ -143,8 +144,8 @@ class _Period:
         self._pieces, self._layers, self._rule = pieces, layers, rule
         self._scenes = scenes
         self._reads, self._pool = reads, pool
-        self._failed: set[str] = set()
-        self._clear: dict[str, list[tuple[Box, NDArray[np.bool_]]]] = {}
+        self._masks = Masks()
+        self._failed = self._masks.failed
         self.bytes_read = 0
 
     def run(self) -> list[Made]:
@@ -180,16 +181,17 @@ class _Period:
                 wanted.setdefault(scene_id, []).append(under)
         jobs = {}
         for scene_id, boxes in wanted.items():
-            if has_band(self._scenes[scene_id], band):
-                for box in merge_boxes(boxes):
-                    margin = box.pad(grow_px) if grow_px else box
+            for box in merge_boxes(boxes):
+                margin = box.pad(grow_px) if grow_px else box
+                if not has_band(self._scenes[scene_id], band):
+                    self._masks.hidden(scene_id, box)
+                else:
                     jobs[self._pool.submit(self._reads.classes, self._scenes[scene_id], band, margin)] = scene_id, box
         try:
             for job, (scene_id, box) in jobs.items():
                 found = self._result(job, scene_id, self._failed)
                 if found is not None:
-                    mask = clearness.clear(found.values, grow_px=grow_px)
-                    self._clear.setdefault(scene_id, []).append((box, mask))
+                    self._masks.put(scene_id, box, clearness.clear(found.values, grow_px=grow_px))
         finally:
             for job in jobs:
                 job.cancel()
@@ -270,7 +272,7 @@ class _Period:
         usable = has_data(values)
         seen = np.zeros(part.shape, np.bool_)
         if self._rule.masked:
-            clear = np.stack([self._over(scene_id, part) for scene_id in ids])
+            clear = np.stack([self._masks.over(scene_id, part) for scene_id in ids])
             clear &= usable
             seen = np.logical_or.reduce(clear)
             usable &= clear | ~seen
@@ -293,13 +295,6 @@ class _Period:
         for scene_id, mask in usable.items():
             lines = work.lines.setdefault(scene_id, np.zeros((finest.height, blocks.width), np.uint16))
             lines[rows] = np.maximum(lines[rows], quality.per_line(mask, part, blocks))
-
-    def _over(self, scene_id: str, part: Box) -> NDArray[np.bool_]:
-        """Where a scene is clear; a scene that has no classification is so nowhere."""
-        for box, mask in self._clear.get(scene_id, ()):
-            if window_over([(box, mask)], clearness.box_under([part], box.res_m)) is not None:
-                return clearness.over(part, mask, box)
-        return np.zeros(part.shape, np.bool_)
 
     def _made(self, work: _Work) -> Made:
         piece, ids = work.piece, work.piece.ranking.scene_ids

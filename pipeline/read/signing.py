@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pipeline.errors import TransientError
 from pipeline.read.allow import redact
+from pipeline.read.gdal import TRAFFIC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,6 +143,7 @@ def _fetch(place: str) -> _Token:
     headers = {"Ocp-Apim-Subscription-Key": key} if key else {}
     why = ""
     for attempt in range(TRIES):
+        TRAFFIC.add(tokens=1)
         try:
             answer = requests.get(place, headers=headers, timeout=TIMEOUT_S, allow_redirects=False)
         except requests.RequestException as err:

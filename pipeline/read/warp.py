@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio import DatasetReader
 
+    from pipeline.read.raster import Raster
+
     Clean = Callable[[NDArray[Any]], NDArray[Any]]
 
 SOUTH_SHIFT_M = 10_000_000
@@ -48,7 +50,7 @@ _BORDER = 1e-9
 """A centre on the border of two pixels belongs to the one further south or east, whatever the last bit says."""
 
 
-def on_lattice(dataset: DatasetReader, box: Box) -> tuple[int, int] | None:
+def on_lattice(dataset: Raster, box: Box) -> tuple[int, int] | None:
     """Lattice (row, col) of the file's north-west pixel; None when the file is not on the box's lattice."""
     epsg, t, res = dataset.crs.to_epsg(), dataset.transform, box.res_m
     if epsg not in (32600 + box.zone, 32700 + box.zone) or (t.a, t.b, t.d, t.e) != (res, 0, 0, -res):
@@ -62,7 +64,7 @@ def on_lattice(dataset: DatasetReader, box: Box) -> tuple[int, int] | None:
 
 
 def cut(
-    dataset: DatasetReader, index: int, *, box: Box, origin: tuple[int, int], clean: Clean, dtype: str
+    dataset: Raster, index: int, *, box: Box, origin: tuple[int, int], clean: Clean, dtype: str
 ) -> NDArray[Any]:
     """The pixels of ``box`` of a file on its lattice, bit for bit.
 

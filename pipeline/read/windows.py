@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from rasterio import DatasetReader
 
     from pipeline.read.access import Access
     from pipeline.read.offsets import OffsetMemory
+    from pipeline.read.raster import Raster
     from pipeline.types import Asset, Scene
 
 _INTEGER = ("uint8", "uint16", "int16", "int32", "uint32")
@@ -97,7 +97,7 @@ def read_native(scene: Scene, asset: Asset, *, box: Box, access: Access, nearest
     where = f"item {scene.id}, band {asset.band}"
     dtype = sensor(scene.sensor).dtype
 
-    def work(dataset: DatasetReader) -> NDArray[Any]:
+    def work(dataset: Raster) -> NDArray[Any]:
         _check(dataset, asset, where)
         nodata = dataset.nodata
 
@@ -111,7 +111,10 @@ def read_native(scene: Scene, asset: Asset, *, box: Box, access: Access, nearest
             return warp.warped(dataset, asset.band_index, box=box, nearest=nearest, clean=clean, dtype=dtype)
         return warp.cut(dataset, asset.band_index, box=box, origin=origin, clean=clean, dtype=dtype)
 
-    return access.read(asset, work, sign=scene.sign, item=scene.id)
+    def fits(dataset: Raster) -> bool:
+        return warp.on_lattice(dataset, box) is not None
+
+    return access.read_plain(asset, work, fits=fits, sign=scene.sign, item=scene.id)
 
 
 def add_offset(pixels: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
@@ -144,7 +147,7 @@ def _first_centred(border_m: int, res_m: int) -> int:
     return -((res_m - 2 * border_m) // (2 * res_m))  # ceil(border / res - 1/2) in integers
 
 
-def _check(dataset: DatasetReader, asset: Asset, where: str) -> None:
+def _check(dataset: Raster, asset: Asset, where: str) -> None:
     if not 1 <= asset.band_index <= dataset.count:
         raise DataError(f"{where}: the file has {dataset.count} bands, band {asset.band_index} is asked for")
     if dataset.crs is None:

@@ -12,6 +12,7 @@ from catalog_items import AREA, PERIODS, START, item
 
 from pipeline.errors import InvalidInputError, TransientError
 from pipeline.plan import catalog
+from pipeline.plan.fallback import merged
 from pipeline.plan.select import Rule, Selector, cell_polygon
 from pipeline.types import Cell
 from tests.servers.stac import StacServer
@@ -89,6 +90,20 @@ def test_another_baseline_is_another_product():
 def test_scenes_that_do_not_say_what_they_are_are_never_the_same_product():
     with StacServer([item("a")]) as one, StacServer([item("b")]) as other:
         assert [s.alternates for s in find(one, other)] == [(), ()]
+
+
+def test_scenes_without_a_baseline_are_never_the_same_product():
+    with StacServer([granule("a")]) as one, StacServer([granule("b")]) as other:
+        ours, theirs = (tuple(replace(s, version="@2024") for s in find(server)) for server in (one, other))
+    assert merged([ours, theirs]) == (*ours, *theirs)
+
+
+def test_a_catalogue_is_not_compared_with_itself():
+    with StacServer([granule("a")]) as one:
+        [scene] = find(one)
+    twins = (scene, replace(scene, id="b"))
+    assert merged([twins]) == twins
+    assert merged([(), twins]) == twins
 
 
 def test_halves_of_a_granule_find_their_own_alternates():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -443,6 +444,33 @@ def test_an_offset_found_in_pixels_is_noted_once_a_scene(tmp_path):
     assert {len(notes_of(s)) for s in stack.sources} == {1}
     assert "unsure: offset removed by its pixels" in notes_of(stack.sources[0])[0]
     assert stack.layers[0].pixels.min() > 1000
+
+
+class CountingRanks(MemoryRanks):
+    """Counts what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def put(self, key, text):
+        self.told.append(key)
+        return super().put(key, text)
+
+
+def test_bands_read_at_once_ask_the_pixels_for_the_offset_once(tmp_path):
+    made = make_scene(tmp_path, "unsure", region=REGION, seed=1, classes=4)
+    scene, ranks, gate = replace(made.scene, check_offset=True), CountingRanks(), threading.Barrier(8)
+    reads = Reads(LOCAL, ranks)
+
+    def work(band):
+        gate.wait()
+        return reads.band(scene, band, made.boxes[20])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, ["B05", "B06", "B07", "B8A", "B11", "B12", "B05", "B06"]))
+    assert len(ranks.told) == 1
+    assert all(len(pixels.notes) == 1 for pixels in found)
 
 
 # rules --------------------------------------------------------------------------------------------------------------

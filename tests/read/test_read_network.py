@@ -165,7 +165,7 @@ def test_without_gdals_statistics_attempts_are_counted(server):
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment, timeout=60
     )
-    assert json.loads(done.stdout) == {"requests": 1, "bytes": 0, "retries": 0, "failures": 0}
+    assert json.loads(done.stdout) == {"requests": 1, "bytes": 0, "retries": 0, "failures": 0, "tokens": 0}
 
 
 def test_the_statistics_come_from_rasterios_own_gdal():
