@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 IMAGE ?= earthpress:dev
 
 BIN := $(VENV)/bin
@@ -31,7 +32,7 @@ demo: $(VENV)/.ready
 	$(BIN)/earthpress demo $(DEMO_ARGS)
 
 test: $(VENV)/.ready
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

@@ -293,7 +293,8 @@ class Scene:
 class Candidates:
     """The scenes of one sensor that may fill one period of one cell, in the order that the composite asks for.
 
-    ``scene_ids`` are item ids; ``fingerprint`` hashes, in that order, ids, versions, offsets and bands.
+    ``scene_ids`` are item ids; ``fingerprint`` hashes the sensor and, in that order, what of each scene decides pixels:
+    id, version, offset and whether it is checked, quantity, bands.
     """
 
     cell: Cell
@@ -541,7 +542,7 @@ class Quality:
         box: Blocks, as a lattice box of ``BLOCK_PX * PIXEL_M`` metres.
         clear_pct: (time, row, col) uint8: percent of the block that its scenes classify as clear; ``NO_CLEAR`` where
             the sensor has no classification or the block no scene.
-        scenes: (time, row, col) uint8: scenes that gave pixels to the block's cell in this read.
+        scenes: (time, row, col) uint8: scenes that gave pixels to the block.
         first_day: (time, row, col) uint16: day of the first of them since ``FIRST_DAY``; 0: none.
     """
 

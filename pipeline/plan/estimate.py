@@ -219,6 +219,17 @@ PROCESS_BYTES = 700_000_000
 plus GDAL's block cache and the allocator's slack after the first tile."""
 CUDA_BYTES = 1_500_000_000
 """Host memory that CUDA's context, libraries and pinned buffers add: assumed, not measured."""
+GDAL_BYTES = 360_000_000
+"""GDAL's block cache (256 MB) and the copies that 16 threads are decoding into: measured above one Stack of 2048 px,
+12 periods and 12 bands, 400-420 MB, of which windows in hand are ``HELD_BYTES``."""
+HELD_BYTES = 160_000_000
+"""Windows in hand per tile that is being read, at most (``read.composite``)."""
+MEDIAN_BYTES = 384_000_000
+"""The same for a median: strips of all its scenes (``read.pixelwise``)."""
+CACHE_BYTES = 512 << 20
+"""Decoded blocks that tiles below 2048 px share (``read.blocks``)."""
+READERS = 2
+"""Tiles that are read at once."""
 READS_HELD = 3
 """Stacks in memory at once: one in the encoder and two being read."""
 ACTIVATIONS = 14
@@ -349,6 +360,14 @@ def _area(box: Box) -> int:
     return box.height * box.width
 
 
+def _reading_bytes(stack: int, *, grid: GridSpec, feeds: tuple[Feed, ...]) -> int:
+    """What reading takes beside the Stacks; small tiles hold less than the limits."""
+    median = any(feed.composite == "median" for feed in feeds)
+    held = min(MEDIAN_BYTES if median else HELD_BYTES, stack)
+    cache = min(CACHE_BYTES, 4 * stack) if grid.tile_px < CELL_PX else 0
+    return READERS * held + min(GDAL_BYTES, stack) + cache
+
+
 def _peak_bytes(
     windows: int,
     *,
@@ -370,7 +389,7 @@ def _peak_bytes(
         for res, count, pad, size in _native(feed)
     )
     codes = 2 * card.dims * (grid.tile_px // grid.token_px) ** 2
-    always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack
+    always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack + _reading_bytes(stack, grid=grid, feeds=feeds)
     if rate.numerics.device != "cpu":
         return always + CUDA_BYTES + codes
     cells, width = (grid.window_px // grid.patch_px) ** 2, card.token_width

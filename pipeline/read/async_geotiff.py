@@ -216,9 +216,7 @@ class _Source:
     def __init__(self, store: HTTPStore | S3Store) -> None:
         self._store = store
 
-    async def get_range_async(
-        self, path: str, *, start: int, end: int | None = None, length: int | None = None
-    ) -> Any:
+    async def get_range_async(self, path: str, *, start: int, end: int | None = None, length: int | None = None) -> Any:
         """The bytes from ``start``; fewer at the end of the file."""
         TRAFFIC.add(requests=1)
         stop = end if end is not None else start + (length or 0)
@@ -227,7 +225,12 @@ class _Source:
         return found
 
     async def get_ranges_async(
-        self, path: str, *, starts: Sequence[int], ends: Sequence[int] | None = None, lengths: Sequence[int] | None = None
+        self,
+        path: str,
+        *,
+        starts: Sequence[int],
+        ends: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> list[Any]:
         """Bytes of blocks, which are complete or an error."""
         if ends is None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio import DatasetReader
 
+    from pipeline.read.raster import Raster
     from pipeline.types import Asset
 
 T = TypeVar("T")
@@ -148,34 +149,46 @@ class CachedAccess(Access):
 
         return super().read(asset, cached, sign=sign, item=item)
 
+    def read_plain(
+        self, asset: Asset, work: Callable[[Raster], T], *, fits: Callable[[Raster], bool], sign: bool, item: str = ""
+    ) -> T:
+        """See ``Access.read_plain``; a backend that does not tell the blocks of its files reads without the cache."""
+
+        def cached(raster: Raster) -> T:
+            # What comes by way of read() is wrapped already; twice, it would wait for itself.
+            return work(raster if isinstance(raster, _Blocks) else _Blocks(raster, asset.href, self.cache))
+
+        return super().read_plain(asset, cached, fits=fits, sign=sign, item=item)
+
 
 class _Blocks:
-    """An open dataset whose windows come out of the cache; everything else is the dataset's own."""
+    """An open file whose windows come out of the cache; everything else is the file's own."""
 
-    def __init__(self, dataset: DatasetReader, href: str, cache: BlockCache) -> None:
-        self._dataset, self._href, self._cache = dataset, href, cache
+    def __init__(self, dataset: Raster | DatasetReader, href: str, cache: BlockCache) -> None:
+        self._dataset: Any = dataset
+        self._href, self._cache = href, cache
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dataset, name)
 
-    def read(self, indexes: int, *, window: Window | None = None, **options: Any) -> NDArray[Any]:
+    def read(self, index: int, *, window: Window | None = None, **options: Any) -> NDArray[Any]:
         """(row, col) raw values of a window of one band."""
         shapes = getattr(self._dataset, "block_shapes", None)
-        side = shapes[indexes - 1] if shapes else (0, 0)
+        side = shapes[index - 1] if shapes else (0, 0)
         if window is None or options or not all(LEAST_SIDE_PX <= s <= MOST_SIDE_PX for s in side):
-            found: NDArray[Any] = self._dataset.read(indexes, window=window, **options)
+            found: NDArray[Any] = self._dataset.read(index, window=window, **options)
             return found
         grid = _Grid(window, side, self._dataset.shape)
-        keys = {(self._href, indexes, row, col): (row, col) for row, col in grid.blocks()}
+        keys = {(self._href, index, row, col): (row, col) for row, col in grid.blocks()}
         held, coming, mine = self._cache.claim(keys)
         try:
-            held |= self._load(indexes, mine, grid)
+            held |= self._load(index, mine, grid)
         finally:
             self._cache.drop(mine)  # of those that were put nothing is left to drop
         for key, other in coming.items():
             other.done.wait()
-            held[key] = other.block if other.block is not None else self._one(indexes, keys[key], grid)
-        return grid.assemble({keys[key]: block for key, block in held.items()}, self._dataset.dtypes[indexes - 1])
+            held[key] = other.block if other.block is not None else self._one(index, keys[key], grid)
+        return grid.assemble({keys[key]: block for key, block in held.items()}, self._dataset.dtypes[index - 1])
 
     def _load(self, index: int, keys: list[Key], grid: _Grid) -> dict[Key, NDArray[Any]]:
         """Read blocks, as few rectangles as they make, and keep them."""

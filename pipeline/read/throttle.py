@@ -1,11 +1,12 @@
 """How many reads may run at an archive at once: fewer after it said that it is busy, slowly more again.
 
-Archives limit what goes out of one account (Azure: 503 "Egress is over the account limit", measured by others at the
+Archives limit what goes out of one account (Azure: 503 "Egress is over the account limit", seen by others at the
 Planetary Computer) and answer whoever asks more with 503 or 429. Repeating alone keeps the pressure up and can end in
 failed tiles; asking less ends it. One limit per archive and process, whatever number of ``Access`` there are.
 
-Additive increase, multiplicative decrease, as TCP does it: the limit is halved by a busy answer and grows by one after
-every ``RISE_S`` seconds without.
+Additive increase, multiplicative decrease, as TCP does it: the limit is halved when half of the reads are refused
+something, and grows by one after every ``RISE_S`` seconds without. An archive that fails at random (5 % of requests are
+20 % of reads) is not asked less: that would not help, and repeating does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ BUSY = frozenset({429, 503})
 """HTTP: too many requests, service unavailable."""
 MOST = 256
 """Reads at once before anybody complains: no limit of ours, it is what ``run.io_threads`` can be."""
+SHARE = 0.5
+"""Of the reads, from which on their being refused is the archive's load."""
+AGAIN = 2
+"""Reads that must be refused before another cut: after one, few are known of."""
+MEMORY = 32
+"""Reads after which earlier ones count half."""
 HOLD_S = 1.0
 """Busy answers within this time after a cut belong to requests that were sent before it."""
 RISE_S = 5.0
@@ -43,8 +50,10 @@ class Throttle:
         self._changed = threading.Condition()
         self._limit = MOST
         self._before = self._running = 0
+        self._finished = self._refused = 0.0  # reads of late
         self._cut_s = self._step_s = -math.inf  # when the limit was last halved, and last changed
-        self._inside = threading.local()
+        self._cuts = 0
+        self._mine = threading.local()  # held: this thread has a place; refused: the cut after which its read was
 
     @property
     def limit(self) -> int:
@@ -59,7 +68,7 @@ class Throttle:
     @contextmanager
     def place(self) -> Iterator[None]:
         """Wait until the limit leaves a place, and hold it."""
-        if getattr(self._inside, "held", False):
+        if getattr(self._mine, "held", False):
             yield
             return
         with self._changed:
@@ -68,26 +77,38 @@ class Throttle:
                 self._changed.wait(timeout=RISE_S)
                 self._rise()
             self._running += 1
-        self._inside.held = True
+        self._mine.held, self._mine.refused = True, None
         try:
             yield
         finally:
-            self._inside.held = False
+            self._mine.held = False
             with self._changed:
-                self._running -= 1
+                self._finish()
                 self._rise()
                 self._changed.notify_all()
 
     def busy(self) -> None:
-        """The archive said so: halve the limit, once for all requests that were under way."""
+        """The archive said so to the read of this thread."""
         with self._changed:
             now_s = self._clock()
-            if now_s - self._cut_s < HOLD_S:
+            if now_s - self._cut_s < HOLD_S or getattr(self._mine, "refused", None) == self._cuts:
+                return
+            self._mine.refused = self._cuts
+            self._refused += 1
+            enough = self._refused >= SHARE * (self._running + self._finished)
+            if not enough or (self.slowed and self._refused < AGAIN):
                 return
             self._before = max(self._before, self._running)
             self._limit = max(1, min(self._limit, self._running) // 2)
             self._cut_s = self._step_s = now_s
+            self._cuts, self._refused, self._finished = self._cuts + 1, 0.0, 0.0
             log.warning("%s is busy: at most %d reads at once there", self._name, self._limit)
+
+    def _finish(self) -> None:
+        self._running -= 1
+        self._finished += 1
+        if self._finished >= MEMORY:
+            self._finished, self._refused = self._finished / 2, self._refused / 2
 
     def _rise(self) -> None:
         """One more for every ``RISE_S`` seconds; no limit again once it is what ran before the first cut."""

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pipeline.plan import grid
+from pipeline.read.blocks import cache_for
+from pipeline.read.cloudmask import OmniCloudMask
 from pipeline.read.rules import rules_of
 from pipeline.read.tiles import read_stacks
 from pipeline.run.folder import access_of, settings_of
@@ -29,6 +31,9 @@ class Source:
         self._plan, self._ranks = plan, ranks
         self._access = access_of(plan)
         self._rules = rules_of(settings_of(plan).inputs)
+        masked = any(rule.how.order == "mask" for rule in self._rules)
+        self._mask = OmniCloudMask(device=plan.numerics.device) if masked else None
+        self._cache = cache_for(plan.grid.tile_px)  # neighbours share halos, small tiles the blocks of a file
         self._scenes = {scene.id: scene for scene in plan.scenes}
 
     def read(self, task: Task, *, pool: Executor) -> tuple[Stack, ...]:
@@ -43,6 +48,8 @@ class Source:
             ranks=self._ranks,
             pool=pool,
             rules=self._rules,
+            mask=self._mask,
+            cache=self._cache,
         )
 
     def network(self) -> tuple[tuple[str, int], ...]:

@@ -133,7 +133,8 @@ def test_windows_over_the_edge_are_those_of_rasterio(server, by_rasterio, rows, 
 
 @needs_it
 @pytest.mark.parametrize(
-    ("dtype", "nodata"), [("uint16", 77), ("uint16", None), ("int16", -32768), ("float32", -32768), ("float32", math.nan)]
+    ("dtype", "nodata"),
+    [("uint16", 77), ("uint16", None), ("int16", -32768), ("float32", -32768), ("float32", math.nan)],
 )
 def test_nodata_is_that_of_rasterio(tmp_path, by_rasterio, dtype, nodata):
     values = np.random.default_rng(4).integers(70, 90, BOX.shape).astype(dtype)
@@ -168,9 +169,7 @@ def _odd(folder, name):
         "float predictor 2": lambda p: write(p, noise.astype(np.float32), compress="deflate", predictor=2, **SMALL),
         "float64": lambda p: write(p, noise.astype(np.float64), **SMALL),
         "rotated": lambda p: write(p, noise, transform=BOX.transform * Affine.rotation(3), **SMALL),
-        "lonlat": lambda p: write(
-            p, noise, crs="EPSG:4326", transform=Affine(1e-4, 0, 8.1, 0, -1e-4, 49.6), **SMALL
-        ),
+        "lonlat": lambda p: write(p, noise, crs="EPSG:4326", transform=Affine(1e-4, 0, 8.1, 0, -1e-4, 49.6), **SMALL),
         "mask": lambda p: write(p, noise, **SMALL),
     }
     path = make[name](folder / "a.tif")
@@ -375,7 +374,9 @@ def test_locations_that_are_not_allowed_are_refused_as_ever(server):
 
 
 @needs_it
-@pytest.mark.parametrize("href", ["http://h/a%20b.tif", "http://h/../b.tif", "http://h/.b.tif", "gs://b/a.tif", "http://h/"])
+@pytest.mark.parametrize(
+    "href", ["http://h/a%20b.tif", "http://h/../b.tif", "http://h/.b.tif", "gs://b/a.tif", "http://h/"]
+)
 def test_names_that_obstore_would_write_otherwise_are_rasterios(href):
     assert not async_geotiff.may_read(href, href.partition(":")[0], guarded=False)
     assert async_geotiff.may_read("http://h/a/b-c_d.tif", "http", guarded=False)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from files import ZONE, candidates, periods, scene_of, write_cog
 from range_server import serving
+from rasterio.windows import Window
 from remote_files import HTTP
 
 from pipeline.errors import DataError
 from pipeline.read.access import Access
-from pipeline.read.blocks import BlockCache, CachedAccess, cache_for
+from pipeline.read.blocks import BlockCache, CachedAccess, _Blocks, cache_for
 from pipeline.read.rank import MemoryRanks
 from pipeline.read.rules import ReadRule
 from pipeline.read.stacks import needed_cells, read_stack
@@ -175,3 +176,20 @@ def body_bytes(server, folder):
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         total += min(int(last) + 1, size) - int(first) if wanted else 0
     return total
+
+
+class PlainRaster:
+    """A file of a backend that does not tell its blocks."""
+
+    dtypes = ("uint16",)
+    shape = FILE.shape
+
+    def read(self, index, *, window):
+        return VALUES[window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width]
+
+
+def test_a_file_that_does_not_tell_its_blocks_is_read_without_the_cache():
+    cache = BlockCache()
+    got = _Blocks(PlainRaster(), "f", cache).read(1, window=Window(3, 5, 20, 10))
+    np.testing.assert_array_equal(got, VALUES[5:15, 3:23])
+    assert cache.counts() == (0, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +21,9 @@ from pipeline.types import Asset, Box
 from tests.servers.ranges import Fault
 
 AREA = Box(zone=32, res_m=10, row=-550_000, col=40_000, height=1024, width=1024)
-COLUMN = replace(AREA, width=128)  # of blocks of 128 px that are not neighbours in the file: several ranges
+COLUMN = replace(AREA, width=128, height=512)  # of blocks of 128 px that are not neighbours in the file: several ranges
 PIXELS = np.random.default_rng(5).integers(1, 9000, AREA.shape).astype(np.uint16)
-PATIENT = (*FAST, ("GDAL_HTTP_MAX_RETRY", "12"), ("GDAL_HTTP_RETRY_DELAY", "0.05"))
+PATIENT = (*FAST, ("GDAL_HTTP_MAX_RETRY", "12"), ("GDAL_HTTP_RETRY_DELAY", "0.03"))
 
 
 class Clock:
@@ -46,28 +45,25 @@ def _clock():
 def _folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("throttle")
     first = write_cog(folder / "0.tif", PIXELS, box=AREA)
-    for number in range(1, 48):
+    for number in range(1, 24):
         (folder / f"{number}.tif").hardlink_to(first)
     return folder
 
 
-def busy_with(one, count):
-    """``busy`` while ``count`` threads hold a place."""
-    gate, done = threading.Barrier(count + 1), threading.Event()
+def busy_with(one, count, *, refused=None):
+    """``count`` threads hold a place; ``refused`` of them (all) are told that the archive is busy, twice."""
+    gate = threading.Barrier(count)
 
-    def hold():
+    def hold(number):
         with one.place():
             gate.wait()
-            done.wait()
+            if number < (count if refused is None else refused):
+                one.busy()
+                one.busy()
+            gate.wait()
 
-    threads = [threading.Thread(target=hold) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    gate.wait()
-    one.busy()
-    done.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(hold, range(count)))
 
 
 def test_there_is_no_limit_before_anybody_complains(clock):
@@ -88,14 +84,25 @@ def test_answers_to_requests_that_were_sent_together_halve_it_once(clock):
     one = Throttle("x", clock=clock)
     busy_with(one, 16)
     clock.now_s += 0.9 * HOLD_S
-    one.busy()
+    busy_with(one, 8)
     assert one.limit == 8
+
+
+def test_a_few_refused_reads_do_not_slow_the_others(clock):
+    one = Throttle("x", clock=clock)
+    for _ in range(20):
+        busy_with(one, 16, refused=3)  # as with 5 % of 503 at random
+        clock.now_s += HOLD_S
+    assert not one.slowed
+    for _ in range(3):
+        busy_with(one, 16, refused=12)
+    assert one.slowed
 
 
 def test_one_read_may_always_run(clock):
     one = Throttle("x", clock=clock)
-    for _ in range(5):
-        one.busy()
+    for count in (4, 2, 1, 1):
+        busy_with(one, count)
         clock.now_s += HOLD_S
     assert one.limit == 1
     with one.place():
@@ -144,7 +151,7 @@ def test_no_more_than_the_limit_run_at_once(clock):
 
 def test_a_read_within_a_read_takes_no_second_place(clock):
     one = Throttle("x", clock=clock)
-    one.busy()
+    busy_with(one, 1)
     with one.place(), one.place():
         assert one.limit == 1
     with one.place():  # and the first was given back once
@@ -153,26 +160,34 @@ def test_a_read_within_a_read_takes_no_second_place(clock):
 
 def test_a_place_is_given_back_after_an_error(clock):
     one = Throttle("x", clock=clock)
-    one.busy()
+    busy_with(one, 1)
     for _ in range(2):
         with pytest.raises(ValueError, match="inside"), one.place():
             raise ValueError("inside")
 
 
 def test_archives_do_not_slow_each_other():
-    throttle_of("https://a.example").busy()
+    busy_with(throttle_of("https://a.example"), 1)
     assert throttle_of("https://a.example").slowed
     assert not throttle_of("https://b.example").slowed
 
 
 def test_a_slowed_read_asks_for_one_range_at_a_time(folder):
     with serving(folder, delay_s=0.02) as server:
-        np.testing.assert_array_equal(read(server, HTTP, "0.tif", box=COLUMN), PIXELS[:, :128])
+        np.testing.assert_array_equal(read(server, HTTP, "0.tif", box=COLUMN), PIXELS[:512, :128])
         assert server.peak_in_flight > 1
-        throttle_of(f"http://127.0.0.1:{server.server_port}").busy()
+        busy_with(throttle_of(f"http://127.0.0.1:{server.server_port}"), 1)
         server.peak_in_flight = 0
-        np.testing.assert_array_equal(read(server, HTTP, "1.tif", box=COLUMN), PIXELS[:, :128])
+        np.testing.assert_array_equal(read(server, HTTP, "1.tif", box=COLUMN), PIXELS[:512, :128])
         assert server.peak_in_flight == 1
+
+
+def test_five_percent_of_503_slow_nobody(folder):
+    with serving(folder) as server, ThreadPoolExecutor(8) as pool:
+        server.http_faults = [Fault(code=503, every=20)]
+        list(pool.map(lambda n: read(server, HTTP, f"{n}.tif", box=COLUMN), range(24)))
+        assert sum(entry.status == 503 for entry in server.log) >= 5
+        assert not throttle_of(f"http://127.0.0.1:{server.server_port}").slowed
 
 
 def test_how_ranges_are_asked_for_is_the_users_if_he_says_so(monkeypatch):
@@ -206,19 +221,15 @@ def test_what_gdal_does_not_repeat_counts_too_when_it_means_busy(folder, code, s
         assert throttle_of(f"http://127.0.0.1:{server.server_port}").slowed is slowed
 
 
-def refused(folder, monkeypatch, *, listens):
-    """503s of an archive that serves six requests at once, asked by sixteen threads."""
-    with serving(folder, delay_s=0.03) as server, ExitStack() as stack:
-        if not listens:
-            stack.enter_context(monkeypatch.context()).setattr(Throttle, "busy", lambda _: None)
-        server.http_faults = [Fault(code=503, in_flight_over=6)]
-        access = replace(HTTP, gdal=PATIENT)
-        with ThreadPoolExecutor(16) as pool:
-            got = list(pool.map(lambda n: read(server, access, f"{n}.tif", box=COLUMN), range(48)))
-        assert all(np.array_equal(values, PIXELS[:, :128]) for values in got)
-        return sum(entry.status == 503 for entry in server.log)
-
-
-def test_a_busy_archive_is_asked_less_and_every_file_is_read(folder, monkeypatch):
-    monkeypatch.setattr(throttle, "HOLD_S", 0.1)
-    assert refused(folder, monkeypatch, listens=True) < refused(folder, monkeypatch, listens=False) / 2
+def test_a_busy_archive_is_asked_less_until_it_is_no_more(folder, monkeypatch):
+    monkeypatch.setattr(throttle, "HOLD_S", 0.05)
+    access = replace(HTTP, gdal=PATIENT)
+    with serving(folder, delay_s=0.02) as server, ThreadPoolExecutor(12) as pool:
+        server.http_faults = [Fault(code=503, in_flight_over=4)]
+        refused = []
+        for first in (0, 12):
+            got = list(pool.map(lambda n: read(server, access, f"{n}.tif", box=COLUMN), range(first, first + 12)))
+            assert all(np.array_equal(values, PIXELS[:512, :128]) for values in got)
+            refused.append(sum(entry.status == 503 for entry in server.log) - sum(refused))
+        assert refused[0] > 8
+        assert refused[1] < refused[0] / 4
