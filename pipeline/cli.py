@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from pipeline import api
 from pipeline.bench.cli import bench_app
-from pipeline.config import Settings, load
+from pipeline.config import SENSOR_ORDER, Settings, load
 from pipeline.errors import EarthpressError, InvalidInputError, StoppedError
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ MODEL = Annotated[
 ]
 CATALOG = Annotated[
     str | None,
-    typer.Option("--catalog", metavar="CATALOG", help="planetary-computer, a STAC API URL, or a file catalogue."),
+    typer.Option(
+        "--catalog",
+        metavar="CATALOG",
+        help="planetary-computer, earth-search, cdse, a STAC API URL or a file catalogue; A,B: B completes A.",
+    ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 FOLDER = Annotated[str, typer.Argument(metavar="OUTPUT", help="Output folder of a plan or run.")]
@@ -169,8 +174,8 @@ def _print_plan(made: Plan) -> None:
             "tiles",
             f"{len(made.tasks)} of {made.grid.tile_px} px, {sum(len(t.blocks) for t in made.tasks)} blocks of 256 px",
         ),
-        ("dates", f"{spans}, {len(made.periods)} periods" + _short(made) + _empty(made)),
-        ("candidate scenes", f"{len(made.scenes)}"),
+        ("dates", f"{spans}, {len(made.periods)} periods" + _empty(made)),
+        ("candidate scenes", _scenes_line(made)),
         ("model", _model_line(made)),
         ("windows", f"{made.grid.window_px} px, overlap {made.grid.overlap_px} px, patch {made.grid.patch_px}"),
         ("numerics", _numerics_line(made)),
@@ -192,10 +197,10 @@ def _empty(made: Plan) -> str:
     return f"; no scene in the period(s) starting {names}: recorded as missing, the rest goes on"
 
 
-def _short(made: Plan) -> str:
-    """A note when the last period is shorter than the others."""
-    first, last = (p.end - p.start for p in (made.periods[0], made.periods[-1]))
-    return f"; the last one is short: {last.days} of {first.days} days" if last < first else ""
+def _scenes_line(made: Plan) -> str:
+    """How many scenes of which sensor may be read."""
+    counts = Counter(scene.sensor for scene in made.scenes)
+    return ", ".join(f"{counts[name]} {name}" for name in SENSOR_ORDER if counts[name]) or "none"
 
 
 def _model_line(made: Plan) -> str:

@@ -263,6 +263,7 @@ def _probe_tables(made: Published) -> tuple[page.Table, ...]:
 
 
 def _provenance_rows(plan: Plan) -> tuple[tuple[str, object], ...]:
+    inputs = settings_of(plan).inputs
     return (
         ("plan", plan.id),
         ("recipe", plan.recipe),
@@ -271,6 +272,8 @@ def _provenance_rows(plan: Plan) -> tuple[tuple[str, object], ...]:
         ("calibration", plan.calibration.hash),
         ("numerics", asdict(plan.numerics)),
         ("windows", asdict(plan.grid)),
-        ("catalogue", settings_of(plan).inputs.catalog),
+        ("sensors", ", ".join(inputs.sensors)),
+        ("catalogue", "; ".join(dict.fromkeys(inputs.catalog_of(name) for name in inputs.sensors))),
+        ("collections", ", ".join(sorted({f"{s.collection} {s.quantity}".strip() for s in plan.scenes}))),
         ("source data", "contains modified Copernicus Sentinel data"),
     )

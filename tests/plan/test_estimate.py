@@ -202,7 +202,7 @@ def test_peak_memory_holds_the_stacks_of_every_sensor(feed, bytes_per_px):
 
 
 def test_tiles_of_a_whole_cell_keep_no_blocks_of_files():
-    box = replace(BOX, height=2200, width=2200)
+    box = replace(BOX, height=2600, width=2600)
     gpu = estimate.Rate(numerics=numerics("cuda", "nvidia l4", "bfloat16"))
     small, whole = (tile(box=box, grid=spec(tile=side), rate=gpu).peak_bytes for side in (512, 2048))
     codes = 2 * 128 * (2048**2 - 512**2)
