@@ -16,7 +16,7 @@ import pytest
 from pipeline import cli
 
 FAST = ["encode.patch_px=8", "encode.window_px=64", "encode.overlap_px=16", "store.tile_px=256"]
-MODEL = "random:v1.2-nano:7"
+MODEL = "random:v1.2-toy:7"
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_no_token_is_ever_written_to_a_plan(sample, earthpress, tmp_path):
 
 
 def test_run_in_a_folder_with_another_plan_is_refused(sample, earthpress, finished):
-    code, _, err = earthpress("run", *options(sample, finished, model="random:v1.2-nano:9"))
+    code, _, err = earthpress("run", *options(sample, finished, model="random:v1.2-toy:9"))
     assert code == 73
     assert "another plan" in err
 

@@ -20,7 +20,7 @@ def config(sample, tmp_path):
         "bbox": list(sample.bbox),
         "start": "2024-04-01",
         "end": "2024-05-31",
-        "model": "random:v1.2-nano:7",
+        "model": "random:v1.2-toy:7",
         "inputs": {"catalog": str(sample.catalog)},
         "encode": {"patch_px": 8, "window_px": 64, "overlap_px": 16},
         "store": {"tile_px": 256},

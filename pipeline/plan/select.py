@@ -325,8 +325,13 @@ def _zone(scene: Scene, footprint: BaseGeometry) -> int:
 
 
 def _identity(scene: Scene) -> tuple[object, ...]:
-    """What of a scene decides pixels; where its files lie does not (an archive may move)."""
+    """What of a scene decides pixels; where its files lie does not (an archive may move).
+
+    Alternates hold the same pixels and count only for bands that the scene itself lacks.
+    """
     bands = [(asset.band, asset.band_index) for asset in scene.assets]
+    own = {asset.band for asset in scene.assets}
+    bands += [(band, 0) for band in sorted({a.band for other in scene.alternates for a in other.assets} - own)]
     return scene.id, scene.version, scene.boa_offset, scene.check_offset, scene.quantity, bands
 
 

@@ -123,7 +123,7 @@ class Access:
     def read_plain(
         self, asset: Asset, work: Callable[[Raster], T], *, fits: Callable[[Raster], bool], sign: bool, item: str = ""
     ) -> T:
-        """As ``read``, but what ``work`` gets need not be rasterio's dataset where ``fits`` says that it can do without.
+        """As ``read``, but ``work`` may get another backend's file where ``fits`` says that plain windows will do.
 
         Args:
             asset: Which file.

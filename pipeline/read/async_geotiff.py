@@ -6,8 +6,8 @@ ZSTD or uncompressed, north-up in a UTM zone. Any other file, and any that fails
 from then on, which also finds the words for what is wrong: errors do not depend on the backend. Warping, overviews and
 classifications never come here.
 
-Where it may connect. obstore resolves names and follows redirects by itself; it knows HTTP proxies only (0.12: "unsupported
-scheme socks5h"), so the guard of GDAL's connections (``pipeline.read.guard``) cannot watch it. Therefore it is used only
+Where it may connect. obstore resolves names and follows redirects by itself, and it knows HTTP proxies only (0.12 on
+the guard's address: "unsupported scheme socks5h"), so ``pipeline.read.guard`` cannot watch it. So it is used only
 where no watch is needed (``Allowed.needs_guard``): the object storage of the large providers over https, s3, and
 everywhere if private addresses and all hosts are allowed. Where the environment names a proxy, rasterio reads.
 

@@ -181,25 +181,28 @@ class _Blocks:
         grid = _Grid(window, side, self._dataset.shape)
         keys = {(self._href, index, row, col): (row, col) for row, col in grid.blocks()}
         held, coming, mine = self._cache.claim(keys)
+        left = set(mine)  # not those that were put: they may be gone already, and claimed by somebody else
         try:
-            held |= self._load(index, mine, grid)
+            held |= self._load(index, left, grid)
         finally:
-            self._cache.drop(mine)  # of those that were put nothing is left to drop
+            self._cache.drop(left)
         for key, other in coming.items():
             other.done.wait()
             held[key] = other.block if other.block is not None else self._one(index, keys[key], grid)
         return grid.assemble({keys[key]: block for key, block in held.items()}, self._dataset.dtypes[index - 1])
 
-    def _load(self, index: int, keys: list[Key], grid: _Grid) -> dict[Key, NDArray[Any]]:
-        """Read blocks, as few rectangles as they make, and keep them."""
+    def _load(self, index: int, left: set[Key], grid: _Grid) -> dict[Key, NDArray[Any]]:
+        """Read blocks, as few rectangles as they make, and keep them; takes each out of ``left`` when it is kept."""
         found = {}
-        for row, row_stop, col, col_stop in _rectangles({key[2:] for key in keys}):
+        for row, row_stop, col, col_stop in _rectangles({key[2:] for key in left}):
             whole = self._dataset.read(index, window=grid.window(row, row_stop, col, col_stop))
             for r in range(row, row_stop):
                 for c in range(col, col_stop):
                     block = np.ascontiguousarray(whole[grid.cut(r - row, c - col)])
-                    found[self._href, index, r, c] = block if block.base is None else block.copy()
-                    self._cache.put((self._href, index, r, c), found[self._href, index, r, c])
+                    key = (self._href, index, r, c)
+                    found[key] = block if block.base is None else block.copy()
+                    left.discard(key)
+                    self._cache.put(key, found[key])
         return found
 
     def _one(self, index: int, place: tuple[int, int], grid: _Grid) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Watches the connections of GDAL: a SOCKS5 proxy inside this process that dials only where the rules allow.
+"""Watches the connections of GDAL: a SOCKS5 proxy of our own that dials only where the rules allow.
 
 GDAL follows redirects by itself and offers no way to limit or see them (3.10: no such option; ``strings libgdal``). A
 request beforehand would not help against a server that redirects only the second time, nor against a name whose
@@ -6,8 +6,12 @@ address changes in between. So GDAL is given a proxy on loopback (``GDAL_HTTP_PR
 by the proxy), which looks at every connection, the first and those after redirects: it checks the host, resolves it,
 checks every address and connects to exactly the address that it checked. TLS goes end to end through it.
 
+It runs as a process of its own: rasterio holds Python's lock in some calls that read the network (lists of overviews),
+and a proxy in the same interpreter would then wait for its own client (measured: 30 s, after which GDAL goes on without
+the overviews, silently). It ends with this process.
+
 It is not used where it is not needed (``Allowed.needs_guard``): object storage of the large providers cannot redirect
-to a customer's choice. What it costs elsewhere: the bytes pass through this process once more.
+to a customer's choice. What it costs elsewhere: the bytes pass through one process more.
 
 What remains: where the environment names a proxy (http_proxy, https_proxy, all_proxy, GDAL_HTTP_PROXY), that proxy is
 used and this one is not: it must itself refuse private addresses. Hosts in NO_PROXY are dialled by curl directly,
@@ -18,18 +22,23 @@ rules allow.
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from pipeline.read.allow import parse_address, public, resolve
+from pipeline.errors import TransientError
+from pipeline.read.allow import Allowed, parse_address, public, resolve
 
 if TYPE_CHECKING:
-    from pipeline.read.allow import Allowed
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +57,7 @@ class _NotAllowedError(Exception):
 
 
 class Guard:
-    """One proxy for one set of rules; serves until the process ends."""
+    """One proxy for one set of rules, in threads of this process; serves until the process ends."""
 
     def __init__(self, allowed: Allowed) -> None:
         self._allowed = allowed
@@ -59,6 +68,11 @@ class Guard:
     def url(self) -> str:
         """What GDAL_HTTP_PROXY is set to."""
         return f"socks5h://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still serves."""
+        return self._listener.fileno() >= 0
 
     def close(self) -> None:
         """Take no more connections (tests)."""
@@ -116,6 +130,60 @@ class Guard:
         raise failed
 
 
+class GuardProcess:
+    """The same as a process of its own, which ends when its standard input does: with this process.
+
+    Raises:
+        TransientError: It does not start.
+    """
+
+    def __init__(self, allowed: Allowed) -> None:
+        from pathlib import Path  # noqa: PLC0415
+
+        root = str(Path(__file__).resolve().parents[2])
+        code = f"import sys; sys.path.insert(0, {root!r}); from pipeline.read.guard import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self._process.stdin is not None  # noqa: S101
+        assert self._process.stdout is not None  # noqa: S101
+        self._process.stdin.write(json.dumps(asdict(allowed)).encode() + b"\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line.strip().isdigit():
+            raise TransientError("the watch over connections (pipeline.read.guard) did not start: see standard error")
+        self._port = int(line)
+
+    @property
+    def url(self) -> str:
+        """What GDAL_HTTP_PROXY is set to."""
+        return f"socks5h://127.0.0.1:{self._port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still serves."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def main() -> None:
+    """Serve the rules on the first line of standard input until it ends; the first line of output is the port."""
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    rules = json.loads(sys.stdin.readline())
+    listed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rules.items()}
+    watch = Guard(Allowed(**listed))
+    sys.stdout.write(f"{watch.url.rsplit(':', 1)[1]}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
 def dial(address: str, port: int) -> socket.socket:
     """Connect to an address that was checked."""
     server = socket.create_connection((address, port), timeout=DIAL_S)
@@ -131,13 +199,17 @@ def proxy_for(allowed: Allowed) -> str | None:
     if os.environ.get("no_proxy") or os.environ.get("NO_PROXY"):
         _warn_once("NO_PROXY is set: the hosts it names are reached unchecked, also after redirects")
     with _LOCK:
-        key = (os.getpid(), allowed)  # a forked process has the listener but not its thread
+        key = (os.getpid(), allowed)  # a forked process starts its own
+        if key in _GUARDS and not _GUARDS[key].alive:
+            _GUARDS.pop(key).close()
         if key not in _GUARDS:
-            _GUARDS[key] = Guard(allowed)
+            _GUARDS[key] = _start(allowed)
         return _GUARDS[key].url
 
 
-_GUARDS: dict[tuple[int, Allowed], Guard] = {}
+_GUARDS: dict[tuple[int, Allowed], Guard | GuardProcess] = {}
+_start: Callable[[Allowed], Guard | GuardProcess] = GuardProcess
+"""Tests that change what a name stands for keep the guard in their own process."""
 _LOCK = threading.Lock()
 _SAID: set[str] = set()
 

@@ -133,7 +133,7 @@ def sensor_of(scenes: Iterable[Scene]) -> SensorSpec:
 
 
 def present(spec: SensorSpec, scenes: Iterable[Scene]) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """The bands that any scene has, by layer, in model order.
+    """The bands that any scene or alternate has, by layer, in model order.
 
     Args:
         spec: The sensor.
@@ -143,6 +143,6 @@ def present(spec: SensorSpec, scenes: Iterable[Scene]) -> tuple[tuple[int, tuple
         One (index of the layer in ``spec.layers``, bands) per layer that keeps a band. Without scenes, everything.
     """
     given = tuple(scenes)
-    have = {a.band for s in given for a in s.assets}
+    have = {a.band for s in given for source in (s, *s.alternates) for a in source.assets}
     kept = ((i, tuple(b for b in layer.bands if not given or b in have)) for i, layer in enumerate(spec.layers))
     return tuple((i, bands) for i, bands in kept if bands)

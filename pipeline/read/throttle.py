@@ -77,13 +77,14 @@ class Throttle:
                 self._changed.wait(timeout=RISE_S)
                 self._rise()
             self._running += 1
+            since = self._cuts
         self._mine.held, self._mine.refused = True, None
         try:
             yield
         finally:
             self._mine.held = False
             with self._changed:
-                self._finish()
+                self._finish(since)
                 self._rise()
                 self._changed.notify_all()
 
@@ -104,9 +105,9 @@ class Throttle:
             self._cuts, self._refused, self._finished = self._cuts + 1, 0.0, 0.0
             log.warning("%s is busy: at most %d reads at once there", self._name, self._limit)
 
-    def _finish(self) -> None:
+    def _finish(self, since: int) -> None:
         self._running -= 1
-        self._finished += 1
+        self._finished += since == self._cuts  # what began before the last cut tells nothing about it
         if self._finished >= MEMORY:
             self._finished, self._refused = self._finished / 2, self._refused / 2
 

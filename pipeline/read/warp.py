@@ -52,7 +52,7 @@ _BORDER = 1e-9
 
 def on_lattice(dataset: Raster, box: Box) -> tuple[int, int] | None:
     """Lattice (row, col) of the file's north-west pixel; None when the file is not on the box's lattice."""
-    epsg, t, res = dataset.crs.to_epsg(), dataset.transform, box.res_m
+    epsg, t, res = dataset.crs.to_epsg() if dataset.crs else None, dataset.transform, box.res_m
     if epsg not in (32600 + box.zone, 32700 + box.zone) or (t.a, t.b, t.d, t.e) != (res, 0, 0, -res):
         return None
     north_m = t.f - (SOUTH_SHIFT_M if epsg > 32700 else 0)
@@ -63,9 +63,7 @@ def on_lattice(dataset: Raster, box: Box) -> tuple[int, int] | None:
     return row, col
 
 
-def cut(
-    dataset: Raster, index: int, *, box: Box, origin: tuple[int, int], clean: Clean, dtype: str
-) -> NDArray[Any]:
+def cut(dataset: Raster, index: int, *, box: Box, origin: tuple[int, int], clean: Clean, dtype: str) -> NDArray[Any]:
     """The pixels of ``box`` of a file on its lattice, bit for bit.
 
     Args:

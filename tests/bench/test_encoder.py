@@ -32,7 +32,7 @@ def lab():
 def bench(tmp_path, lab):
     def call(seconds=0.05, **changed):
         notes = []
-        request = Request.parse(**WORDS | changed)
+        request = Request.parse(**WORDS | {"batch": 8} | changed)
         rows = encoder.bench(request, device="cpu", seconds=seconds, folder=tmp_path, note=notes.append, lab=lab)
         return rows, " | ".join(notes)
 

@@ -135,7 +135,7 @@ def test_bytes_do_not_depend_on_the_pieces_or_on_which_windows_are_asked_for(wor
     assert shares.asked > 1
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_bytes_do_not_depend_on_the_number_of_processes_or_the_sensors(processes):
     """Location tokens of v1.3 from two sensors, one window per batch, interpolated patches."""
     model = checkpoint.load("random:v1.3-toy:0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import math
@@ -14,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from files import make_radar, make_scene, region_around, scene_of, write_cog
 from range_server import serving
@@ -121,9 +123,7 @@ def test_pixels_are_those_of_rasterio(tmp_path, by_rasterio, dtype, options):
 
 
 @needs_it
-@pytest.mark.parametrize(
-    ("rows", "cols"), [(-70, -70), (130, 150), (-199, 199), (1, 63), (-500, 0)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("rows", "cols"), [(-70, -70), (130, 150), (-199, 199), (1, 63), (-500, 0)], ids=str)
 def test_windows_over_the_edge_are_those_of_rasterio(server, by_rasterio, rows, cols):
     box = shifted(BOX, rows, cols)
     got = read(server, ASYNC, box=box)
@@ -165,12 +165,11 @@ def _odd(folder, name):
         "lerc": lambda p: write(p, noise, compress="lerc", **SMALL),
         "12 bits": lambda p: write(p, noise // 4, nbits=12, **SMALL),
         "point": lambda p: write(p, noise, **SMALL),
-        "nodata of another type": lambda p: write(p, noise, nodata=None, **SMALL),
         "float predictor 2": lambda p: write(p, noise.astype(np.float32), compress="deflate", predictor=2, **SMALL),
         "float64": lambda p: write(p, noise.astype(np.float64), **SMALL),
         "rotated": lambda p: write(p, noise, transform=BOX.transform * Affine.rotation(3), **SMALL),
         "lonlat": lambda p: write(p, noise, crs="EPSG:4326", transform=Affine(1e-4, 0, 8.1, 0, -1e-4, 49.6), **SMALL),
-        "mask": lambda p: write(p, noise, **SMALL),
+        "mask": lambda p: write(p, noise, nodata=None),
     }
     path = make[name](folder / "a.tif")
     if name == "point":
@@ -179,6 +178,10 @@ def _odd(folder, name):
     if name == "mask":
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
             dataset.write_mask(np.full(BOX.shape, 255, np.uint8))
+        path = folder / "m.tif"
+        rasterio.shutil.copy(folder / "a.tif", path, driver="COG", blocksize=128)
+        path.replace(folder / "a.tif")
+        path = folder / "a.tif"
     return path
 
 
@@ -336,10 +339,12 @@ def test_no_token_is_seen_in_errors_or_logs(server, caplog, fault):
     caplog.set_level(logging.DEBUG)
     server.http_faults = [fault]
     access = replace(ASYNC, signer=Tokens(), gdal=(*FAST, ("GDAL_HTTP_MAX_RETRY", "0")), attempts=1)
+    error = None
     try:
         read(server, access, sign=True)
     except DataError as err:
-        assert CANARY not in " ".join(error_chain(err))
+        error = err
+    assert CANARY not in " ".join(error_chain(error))
     assert any("is read by rasterio" in r.message for r in caplog.records)
     assert CANARY not in caplog.text
     assert CANARY not in " ".join(str(r.args) + str(r.exc_info) for r in caplog.records)
@@ -456,6 +461,28 @@ def test_ranges_close_to_each_other_are_asked_for_at_once(gap):
     ranges = [(0, 10), (10 + gap, 20 + gap)]
     assert (len(async_geotiff.merged(ranges)) == 1) == (gap <= async_geotiff.GAP_BYTES)
     assert all(a[1] < b[0] for a, b in pairwise(async_geotiff.merged(ranges)))
+
+
+def test_a_block_that_comes_short_is_an_error():
+    class Short:
+        async def get_range_async(self, path, *, start, end):
+            return b"x" * (end - start - 1)
+
+    with pytest.raises(async_geotiff.LeaveItError, match="9 bytes came for the 10"):
+        asyncio.run(async_geotiff._Source(Short()).get_ranges_async("a", starts=[5], ends=[15]))
+
+
+@needs_it
+def test_a_file_that_ends_early_raises_the_same_error(tmp_path):
+    path = write(tmp_path / "a.tif", VALUES, **SMALL)
+    path.write_bytes(path.read_bytes()[:-5])
+    texts = []
+    with serving(tmp_path) as server:
+        for access in (HTTP, ASYNC):
+            with pytest.raises(DataError) as caught:
+                read(server, access, "a.tif")
+            texts.append(str(caught.value))
+    assert texts[0] == texts[1]
 
 
 @needs_it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -112,6 +113,32 @@ def test_who_waits_for_a_block_that_fails_reads_it_himself(place):
         waiting = pool.submit(window, access, place / "B02.tif", corner)
         cache.drop([key])
         np.testing.assert_array_equal(waiting.result(timeout=10), VALUES[:100, :100])
+
+
+class SlowRaster:
+    """A file of blocks of 64 pixels whose reads take a while, each another one."""
+
+    dtypes, block_shapes, shape = ("uint16",), ((64, 64),), (256, 256)
+    values = VALUES[:256, :256]
+
+    def read(self, index, *, window):
+        time.sleep((window.row_off + window.col_off) % 5 * 0.001)
+        row, col = window.row_off, window.col_off
+        return self.values[row : row + window.height, col : col + window.width]
+
+
+def test_blocks_dropped_for_want_of_room_are_read_again_by_who_asks_next():
+    cache = BlockCache(limit_bytes=1)  # what is kept is dropped at once, while its reader is still at the next one
+
+    def work(seed):
+        rng = random.Random(seed)
+        row, col = rng.randrange(200), rng.randrange(200)
+        own = Window(col, row, rng.randrange(1, 256 - col), rng.randrange(1, 256 - row))
+        got = _Blocks(SlowRaster(), "f", cache).read(1, window=own)
+        return np.array_equal(got, SlowRaster.values[row : row + own.height, col : col + own.width])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(120)))
 
 
 def test_a_file_that_breaks_leaves_nobody_waiting(tmp_path, place):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -13,16 +15,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import rasterio
 from files import scene_of, write_cog
 from range_server import serving
 from remote_files import BOX, FAST, HTTP, VALUES, read, read_href
 
 from pipeline.errors import DataError, InvalidInputError
-from pipeline.read import allow, guard
+from pipeline.read import allow, guard, overviews
 from pipeline.read.access import Access
 from pipeline.read.allow import Allowed, lookup, public
 from pipeline.read.windows import read_native
-from pipeline.types import Asset
+from pipeline.types import Asset, Box
 from tests.servers.ranges import Fault
 
 
@@ -33,6 +36,8 @@ def _own_network(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(allow, "_KEPT", {})
     monkeypatch.setattr(guard, "_SAID", set())
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    monkeypatch.setattr(guard, "_start", guard.Guard)
 
 
 @pytest.fixture(name="server")
@@ -386,3 +391,63 @@ def test_the_payer_is_named_to_s3_only(monkeypatch, server):
 
     assert "AWS_REQUEST_PAYER" not in environment((), scheme="https", pays=True, proxy=None)
     assert environment((), scheme="s3", pays=True, proxy=None)["AWS_REQUEST_PAYER"] == "requester"
+
+
+# --- the guard as it runs: a process of its own -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def guard_process(monkeypatch):
+    monkeypatch.setattr(guard, "_start", guard.GuardProcess)
+    yield
+    for watch in guard._GUARDS.values():
+        watch.close()
+
+
+@pytest.fixture(scope="module")
+def far_server(tmp_path_factory):
+    """A file server in a process of its own, with a raster whose overviews lie behind its pixels."""
+    folder = tmp_path_factory.mktemp("far")
+    rng = np.random.default_rng(3)
+    side = 1024
+    profile = {"width": side, "height": side, "count": 1, "dtype": "uint8", "crs": "EPSG:32632", "nodata": 0}
+    box = Box(zone=32, res_m=20, row=-276480, col=24576, height=side, width=side)
+    with rasterio.open(folder / "SCL.tif", "w", driver="GTiff", tiled=True, transform=box.transform, **profile) as made:
+        made.write(rng.integers(1, 12, (side, side)).astype(np.uint8), 1)
+    with rasterio.open(folder / "SCL.tif", "r+") as made:
+        made.build_overviews([2, 4, 8])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers.ranges", str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    yield folder, box, int(server.stdout.readline())
+    server.terminate()
+    server.communicate()
+
+
+def test_overviews_are_listed_through_the_guard_as_without_it(guard_process, far_server):
+    folder, box, port = far_server
+    access = Access(allow_private=True, hosts=("127.0.0.1",))
+    there, here = (
+        overviews.read_classes(
+            scene_of("s", Asset(band="SCL", href=href)), box=box, factor=4, access=with_access, note=notes.append
+        )
+        for notes, href, with_access in (
+            ([], f"http://127.0.0.1:{port}/SCL.tif", access),
+            ([], str(folder / "SCL.tif"), Access(allow_local=True)),
+        )
+    )
+    assert len(guard._GUARDS) == 1
+    np.testing.assert_array_equal(there, here)
+
+
+def test_the_guard_process_ends_with_its_parent_and_is_started_again_after_a_kill(guard_process):
+    rules = Allowed(hosts=("h",), private=True)
+    first = guard.proxy_for(rules)
+    (watch,) = guard._GUARDS.values()
+    watch._process.kill()
+    watch._process.wait()
+    second = guard.proxy_for(rules)
+    assert second != first
+    (watch,) = guard._GUARDS.values()
+    watch._process.stdin.close()
+    assert watch._process.wait(timeout=10) == 0

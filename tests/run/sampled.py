@@ -8,6 +8,8 @@ from pathlib import Path
 from pipeline import api
 from pipeline.config import load
 
+MODEL = "random:v1.2-toy:7"
+"""The smallest encoder with every part; what these tests promise does not depend on its size."""
 FAST = (
     "encode.patch_px=8",
     "encode.window_px=64",
@@ -33,7 +35,7 @@ def request_of(sample, output, *overrides, **values):
         "bbox": sample.bbox,
         "start": sample.start,
         "end": sample.end,
-        "model": "random:v1.2-nano:7",
+        "model": MODEL,
         "output": str(output),
         "inputs": {"catalog": str(sample.catalog)},
     }

@@ -203,8 +203,8 @@ def test_an_output_that_cannot_be_written_ends_the_run_and_keeps_what_is_committ
 def test_another_recipe_in_the_same_folder_is_refused(sample, small_bbox, undisturbed):
     folder = undisturbed[2]
     before = digest(folder)
-    with pytest.raises(OutputError, match="another plan.*model there.*nano:7"):
-        api.plan(request_of(sample, folder, *TWO_PERIODS, bbox=small_bbox, model="random:v1.2-nano:8"))
+    with pytest.raises(OutputError, match="another plan.*model there.*toy:7"):
+        api.plan(request_of(sample, folder, *TWO_PERIODS, bbox=small_bbox, model="random:v1.2-toy:8"))
     assert digest(folder) == before
 
 

@@ -72,7 +72,7 @@ def test_the_probe_is_refused_on_another_store(sample, mapped, tmp_path):
         tmp_path / "out",
         "end=2024-05-01",
         bbox=part(sample.bbox, 0.4, 0.4, 0.42, 0.42),
-        model="random:v1.2-nano:8",
+        model="random:v1.2-toy:8",
     )
     run_request(settings)
     with pytest.raises(InvalidInputError, match="fit a probe on this store"):
