@@ -421,14 +421,23 @@ def _lines(path: Path) -> list[Any]:
 
 
 def refuse_other(plan: Plan, folder: Path) -> None:
-    """Raise OutputError when ``folder`` holds a plan of another recipe, naming what differs."""
+    """Raise OutputError when ``folder`` holds a plan of another recipe, or radar of another quantity, naming it."""
     if not (folder / "request.json").is_file():
         return
     try:
         old = load_plan(str(folder.parent))
     except InvalidInputError:
         return  # half-written: the store itself still refuses another recipe
-    if old.recipe == plan.recipe and (old.heads == plan.heads or not _has_receipts(folder.parent)):
+    held = _has_receipts(folder.parent)
+    quantities = [{s.quantity for s in p.scenes if s.quantity} for p in (old, plan)]
+    if old.recipe == plan.recipe and held and all(quantities) and quantities[0] != quantities[1]:
+        # The catalogue is no part of the recipe, because archives move; what its radar pixels are must not change.
+        there, here = (" and ".join(sorted(q)) for q in quantities)
+        raise OutputError(
+            f"{plan.output} holds tiles made from Sentinel-1 {there}, this plan's scenes are {here}: a store holds one "
+            "of them; use another --output, or the catalogue of before (inputs.sentinel1.catalog)"
+        )
+    if old.recipe == plan.recipe and (old.heads == plan.heads or not held):
         return
     if old.recipe == plan.recipe:
         raise OutputError(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from pipeline.read.gdal import Env, Seen
     from pipeline.read.raster import Raster
+    from pipeline.read.throttle import Throttle
     from pipeline.types import Asset
 
 __all__ = ["ATTEMPTS", "GDAL_SETTINGS", "Access", "Counts", "PlanetaryComputer", "Signer", "redact"]
@@ -182,14 +183,15 @@ class Access:
             return None
         url = signed(self.signer, asset.href) if sign else asset.href
         env = environment(self.gdal, scheme=scheme, pays=self.requester_pays, proxy=None)
-        return async_geotiff.attempt(asset.href, url=url, env=env, fits=fits, work=work)
+        with _throttle(asset.href, scheme).place():  # obstore repeats by itself and tells nobody: it is slowed only
+            return async_geotiff.attempt(asset.href, url=url, env=env, fits=fits, work=work)
 
     def _retry(self, asset: Asset, once: Callable[[str, Env], T], *, sign: bool, item: str) -> T:
         scheme, proxy = self._admit(asset.href)
         hide_tokens_in_logs()
         TRAFFIC.start()
         where = f"item {item}, band {asset.band}" if item else f"band {asset.band}"
-        throttle = throttle_of(f"{scheme}://{urlsplit(asset.href).netloc.lower()}")
+        throttle = _throttle(asset.href, scheme)
         left = 1 if scheme == "file" else self.attempts
         failure, tried, renewed = _Failure(), 0, False
         while left > 0:
@@ -247,6 +249,10 @@ class _Failure:
             denied=denied,
             detour=detour[1] if detour else "",
         )
+
+
+def _throttle(href: str, scheme: str) -> Throttle:
+    return throttle_of(f"{scheme}://{urlsplit(href).netloc.lower()}")
 
 
 def _chain(err: BaseException | None) -> Iterator[str]:

@@ -29,12 +29,12 @@ HOLES = (
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoint.load("random:v1.2-nano:0")
+    return checkpoint.load("random:v1.2-toy:0")
 
 
 def numerics(*, batch: int = 4, dtype: str = "float32") -> Numerics:
     settings = EncodeSettings(device="cpu", dtype=dtype, batch_windows=batch, compile="off")
-    card = checkpoint.describe("random:v1.2-nano:0")
+    card = checkpoint.describe("random:v1.2-toy:0")
     return session.settle(settings, card=card, grid=GRID, periods=2)
 
 

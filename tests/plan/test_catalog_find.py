@@ -140,6 +140,18 @@ def test_alternates_do_not_change_the_fingerprint_of_candidates():
     assert with_alternates == without
 
 
+def test_a_band_that_only_an_alternate_has_is_part_of_the_fingerprint():
+    cell, rule = Cell(zone=32, row=-261, col=28), Rule(sensor="sentinel2_l2a", composite="scl_first_valid")
+    with StacServer([granule("a")]) as one, StacServer([granule("b")]) as other:
+        [scene] = find(one, other)
+    lacking = replace(scene, assets=tuple(a for a in scene.assets if a.band != "B02"))
+    prints = {
+        Selector([s]).candidates(cell, periods=PERIODS, rule=rule)[0].fingerprint
+        for s in (lacking, replace(lacking, alternates=()))
+    }
+    assert len(prints) == 2  # the pixels of B02 are there or missing
+
+
 def test_each_place_keeps_its_own_offset_and_signing():
     old = {"s2:processing_baseline": "02.09"}
     ours, theirs = granule("a", **old), granule("b", **old)

@@ -7,10 +7,14 @@ import importlib.util
 import logging
 import math
 import multiprocessing
+import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ from pipeline.errors import ConfigError, DataError, InvalidInputError
 from pipeline.read import async_geotiff, gdal, guard
 from pipeline.read.access import Access
 from pipeline.read.overviews import read_classes
+from pipeline.read.throttle import throttle_of
 from pipeline.read.windows import read_band, read_native
 from pipeline.types import Asset, Box
 from tests.servers.ranges import Fault
@@ -493,3 +498,45 @@ def test_a_server_that_hangs_costs_the_time_limit_once(server, by_rasterio):
     np.testing.assert_array_equal(read(server, replace(ASYNC, gdal=tuple(dict(quick).items()))), VALUES)
     assert time.monotonic() - start < 4
     assert by_rasterio == []
+
+
+@needs_it
+def test_a_busy_archive_is_asked_less_by_this_backend_too(tmp_path, by_rasterio):
+    for number in range(12):
+        write_cog(tmp_path / f"{number}.tif", VALUES, box=BOX)
+    with serving(tmp_path, delay_s=0.01) as server, ThreadPoolExecutor(12) as pool:
+        slow = throttle_of(f"http://127.0.0.1:{server.server_port}")
+        with slow.place():
+            slow.busy()
+        assert slow.limit == 1
+        list(pool.map(lambda n: read(server, ASYNC, f"{n}.tif"), range(12)))
+        assert server.peak_in_flight == 1
+    assert by_rasterio == []
+
+
+@needs_it
+def test_what_runs_is_stopped_at_the_end_and_would_start_again(server, by_rasterio, monkeypatch):
+    read(server, ASYNC)
+    monkeypatch.setattr(async_geotiff, "SETTLE_S", 0.0)
+    assert "earthpress-async" in {thread.name for thread in threading.enumerate()}
+    async_geotiff._STATE.close()
+    assert "earthpress-async" not in {thread.name for thread in threading.enumerate()}
+    assert not async_geotiff._STATE._files
+    np.testing.assert_array_equal(read(server, ASYNC), VALUES)
+    assert by_rasterio == []
+
+
+@needs_it
+def test_a_process_that_ends_right_after_a_read_ends_well(server):
+    script = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from test_read_backend import ASYNC, read_href
+for name in ("b.tif", "gone.tif"):
+    try:
+        read_href({server.url("")!r} + name, ASYNC)
+    except Exception as err:
+        assert "gone" in str(err), err
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -525,3 +525,11 @@ def test_bands_of_another_sensor_are_not_this_ones(tmp_path):
             pool=pool,
         )
     assert [len(layer.bands) for layer in stack.layers] == [4, 6]
+
+
+def test_a_band_that_only_an_alternate_has_is_there_whatever_other_scenes_a_run_has(tmp_path):
+    lacking = make_scene(tmp_path, "a", region=REGION, seed=1, classes=4, without=("B01", "B09"))
+    (tmp_path / "other").mkdir()
+    whole = make_scene(tmp_path / "other", "b", region=REGION, seed=1, classes=4)
+    both = replace(lacking, scene=replace(lacking.scene, alternates=(whole.scene,)))
+    assert_equal_layers(read([[both]]), read([[whole]]))

@@ -181,6 +181,15 @@ def test_a_missing_file_or_a_busy_archive_costs_no_token(tmp_path, monkeypatch, 
         assert len(server.sas.issued) == 1
 
 
+def test_requests_for_tokens_are_counted(tmp_path, monkeypatch):
+    with archive(tmp_path, monkeypatch) as server:
+        server.http_faults = [Fault(code=503, nth=1)]
+        before = HTTP.counts().tokens
+        for name in ("b.tif", "c.tif"):
+            PlanetaryComputer().sign(BLOB.replace("b.tif", name))
+        assert HTTP.counts().tokens - before == len(server.log) == 2
+
+
 def test_retry_after_of_the_token_service_is_honoured(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(signing.time, "sleep", waits.append)

@@ -51,15 +51,15 @@ def _folder(tmp_path_factory):
 
 
 def busy_with(one, count, *, refused=None):
-    """``count`` threads hold a place; ``refused`` of them (all) are told that the archive is busy, twice."""
+    """``count`` threads hold a place; ``refused`` of them (all) are told that the archive is busy, five times."""
     gate = threading.Barrier(count, timeout=5)
 
     def hold(number):
         with one.place():
             gate.wait()
             if number < (count if refused is None else refused):
-                one.busy()
-                one.busy()
+                for _ in range(5):
+                    one.busy()
             gate.wait()
 
     with ThreadPoolExecutor(count) as pool:
@@ -98,6 +98,16 @@ def test_a_few_refused_reads_do_not_slow_the_others(clock):
         if not one.slowed:
             busy_with(one, 16, refused=12)
     assert one.slowed
+
+
+def test_one_refused_read_alone_slows_an_archive_no_further(clock):
+    one = Throttle("x", clock=clock)
+    busy_with(one, 4)
+    clock.now_s += HOLD_S
+    busy_with(one, 2, refused=1)
+    assert one.limit == 2
+    busy_with(one, 2)
+    assert one.limit == 1
 
 
 def test_one_read_may_always_run(clock):

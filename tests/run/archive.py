@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +14,20 @@ from tests.servers.stac import StacServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BLOB = "http://simulated.blob.core.windows.net"
-"""Where the signing library expects an archive; the file server is the proxy through which it is reached."""
+_NUMBER = count()
 REMOTE = ("inputs.allow_private_hosts=true",)
 
 
 @contextmanager
 def archive(sample, monkeypatch, *, http_faults=(), sas: Sas | None = None, delay_s=0.0) -> Iterator[tuple]:
     """(STAC API, file server, Sas) over the sample's files; the environment leads signing and reading there."""
-    container = Path(sample.folder)
+    # Where the signing library expects an archive; the file server is the proxy through which it is reached. Another
+    # account every time, because tokens and files are remembered by their address in this process.
+    blob, container = f"http://simulated{next(_NUMBER)}.blob.core.windows.net", Path(sample.folder)
     items = json.loads(Path(sample.catalog).read_text(encoding="utf-8"))["features"]
     for item in items:
         for asset in item["assets"].values():
-            asset["href"] = f"{BLOB}/{container.name}/{asset['href'].removeprefix('./')}"
+            asset["href"] = f"{blob}/{container.name}/{asset['href'].removeprefix('./')}"
     sas = sas or Sas()
     with (
         serving(container.parent, http_faults=http_faults, sas=sas, delay_s=delay_s) as files,

@@ -42,10 +42,11 @@ def network_of(out):
 
 def test_throttled_ranges_and_tokens_that_expire_mid_run_change_no_byte(sample, undisturbed, tmp_path, monkeypatch):
     out, sas = tmp_path / "out", Sas(life_s=3600)
+    monkeypatch.setattr("pipeline.run.reading.cache_for", lambda _px: None)  # every tile asks the archive
     expired = []
 
     def at(stage, _tile):
-        if stage == "committed" and not expired:
+        if stage == "read" and not expired:
             expired.append(len(sas.issued))
             sas.advance(3 * 3600)  # every token issued so far is refused from here on
 

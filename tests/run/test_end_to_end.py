@@ -208,6 +208,25 @@ def test_another_recipe_in_the_same_folder_is_refused(sample, small_bbox, undist
     assert digest(folder) == before
 
 
+def test_radar_of_another_quantity_in_the_same_store_is_refused(undisturbed, tmp_path):
+    plans = {
+        quantity: replace(
+            undisturbed[0],
+            output=str(tmp_path),
+            scenes=tuple(replace(scene, sensor="sentinel1", quantity=quantity) for scene in undisturbed[0].scenes),
+        )
+        for quantity in ("gamma0", "sigma0", "")
+    }
+    save_plan(plans["sigma0"])
+    save_plan(plans["gamma0"])  # nothing is computed yet
+    (tmp_path / "receipts" / "z32").mkdir(parents=True)
+    (tmp_path / "receipts" / "z32" / "1.json").touch()
+    with pytest.raises(OutputError, match="made from Sentinel-1 gamma0, this plan's scenes are sigma0"):
+        save_plan(plans["sigma0"])
+    save_plan(plans["gamma0"])
+    save_plan(plans[""])  # no radar found: missing, not another quantity
+
+
 def test_another_numerics_class_is_refused(undisturbed, tmp_path):
     plan = undisturbed[0]
     other = replace(plan, output=str(tmp_path), numerics=replace(plan.numerics, torch="1.0.0"))
