@@ -334,7 +334,7 @@ def status(folder: FOLDER, as_json: JSON = False) -> None:
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + 1
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), highlight=False)
-    table = Table("tile", "state", "attempts since commit", "reason")
+    table = Table("tile", "state", "attempts since commit", Column("reason", overflow="fold"))
     for row in rows:
         if row.state != "done" or len(rows) <= 40:
             table.add_row(row.tile_id, row.state, str(row.attempts), _escape(row.reason))

@@ -345,6 +345,8 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, text: str) -> Non
 def _explain(err: ValidationError, path: str | None) -> str:
     lines = []
     for item in err.errors():
+        if item["type"] == "too_short" and item["input"]:
+            continue  # the list is not empty: its entries were refused, each with a message of its own
         where = ".".join(str(p) for p in item["loc"]) or "configuration"
         if item["type"] == "extra_forbidden":
             near = _nearest(item["loc"])

@@ -53,6 +53,10 @@ COARSEST_RES_M = 60
 MARGIN_PX = 2
 """Native pixels read beyond the windows at 20 and 60 m, for interpolation."""
 PLAN_FOLDER = "plan"
+NO_PIXEL_KEYS = frozenset([
+    "catalog", "requester_pays", "reader", "allowed_hosts", "allow_private_hosts", "period_days", "periods", "anchor"
+])  # fmt: skip
+"""Keys of ``inputs`` that decide no pixel beyond the dates of the periods, which are compared themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,18 +235,21 @@ def _search(
     for name in inputs.sensors:
         own, place = inputs.of(name), inputs.catalog_of(name)
         note(f"searching {catalog.redact(place)} for {name}: {len(periods)} periods over {len(cells)} cells")
-        scenes = catalog.find(
-            place,
-            sensor=name,
-            collection=own.collection,
-            geometry=geometry,
-            periods=periods,
-            offset=inputs.sentinel2.offset,
-            note=note,
-        )
+        try:
+            scenes = catalog.find(
+                place,
+                sensor=name,
+                collection=own.collection,
+                geometry=geometry,
+                periods=periods,
+                offset=inputs.sentinel2.offset,
+                note=note,
+            )
+        except DataError as err:  # of one tile elsewhere; here no tile exists yet and another catalogue is wanted
+            raise InvalidInputError(str(err)) from err
         for scene in scenes:
             if found.setdefault(scene.id, scene) != scene:
-                raise DataError(f"{name} and {found[scene.id].sensor} both have a scene with the id {scene.id}")
+                raise InvalidInputError(f"{name} and {found[scene.id].sensor} both have a scene with the id {scene.id}")
         _check_quantity(scenes, note=note)
         selector, rule = select.Selector(scenes), select.rule_of(inputs, name)
         for cell in cells:
@@ -462,9 +469,21 @@ def _difference(old: Plan, new: Plan) -> str:
         "windows": (str(old.grid), str(new.grid)),
         "numerics": (str(old.numerics), str(new.numerics)),
         "calibration": (old.calibration.hash, new.calibration.hash),
-        "inputs": (str(json.loads(old.settings)["inputs"]), str(json.loads(new.settings)["inputs"])),
     }
+    there, here = (_leaves(json.loads(p.settings)["inputs"], "inputs") for p in (old, new))
+    pairs |= {k: (there.get(k, "-"), here.get(k, "-")) for k in sorted({*there, *here})}
     return "; ".join(f"{k} there {a}, here {b}" for k, (a, b) in pairs.items() if a != b) or "other algorithm version"
+
+
+def _leaves(section: dict[str, Any], prefix: str) -> dict[str, str]:
+    """Settings by dotted key, without those that decide no pixel."""
+    found: dict[str, str] = {}
+    for key, value in section.items():
+        if isinstance(value, dict):
+            found |= _leaves(value, f"{prefix}.{key}")
+        elif key not in NO_PIXEL_KEYS:
+            found[f"{prefix}.{key}"] = str(value)
+    return found
 
 
 def _weights(plan: Plan) -> str:

@@ -112,6 +112,7 @@ class Outcome:
         degraded: Tiles committed with a scene replaced, by this run.
         failures: Tiles that failed.
         too_degraded: Whether the share of degraded tiles passed ``run.max_degraded_pct``.
+        max_degraded_pct: That limit.
         valid_px: Pixels with an embedding, of the tiles of this run.
         stopped: Signal that ended the run, "" when it ended by itself.
         published: Pictures, maps and report; None when nothing is committed.
@@ -124,6 +125,7 @@ class Outcome:
     degraded: int
     failures: tuple[Failure, ...] = ()
     too_degraded: bool = False
+    max_degraded_pct: float = 100.0
     valid_px: int = 0
     stopped: str = ""
     published: Published | None = field(default=None)
@@ -161,9 +163,15 @@ class Outcome:
                 f"{self.computed} tiles computed, {self.skipped} were done before, {len(self.failures)} failed"
             )
         if self.nothing_seen:
-            lines.append("no pixel of these tiles has a valid observation: the scenes do not reach the area")
+            why = "see the scenes that could not be read" if self.degraded else "the scenes do not reach the area"
+            lines.append(f"no pixel of these tiles has a valid observation: {why}")
         if self.degraded:
             lines.append(f"{self.degraded} tiles degraded (a scene could not be read); run again to retry them")
+        if self.too_degraded:
+            lines.append(
+                f"{self.degraded} of {self.tiles} tiles ({100 * self.degraded / self.tiles:.3g}%) are more than "
+                f"run.max_degraded_pct={self.max_degraded_pct:g} allows: exit code {NoDataError.exit_code}"
+            )
         lines += [f"failed {f.tile_id}: {f.kind}: {f.message}" for f in self.failures]
         return "\n".join(lines + (list(self.published.lines()) if self.published else []))
 
@@ -232,6 +240,7 @@ def run(
         degraded=degraded,
         failures=tuple(tally.failures),
         too_degraded=degraded * 100 > settings.run.max_degraded_pct * len(plan.tasks),
+        max_degraded_pct=settings.run.max_degraded_pct,
         valid_px=sum(r.valid_px for r in tally.receipts),
         stopped=tally.stopped,
         published=published,

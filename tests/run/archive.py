@@ -8,6 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planetary_computer.settings import Settings
+
 from tests.servers.ranges import Sas, serving
 from tests.servers.stac import StacServer
 
@@ -33,7 +35,9 @@ def archive(sample, monkeypatch, *, http_faults=(), sas: Sas | None = None, dela
         serving(container.parent, http_faults=http_faults, sas=sas, delay_s=delay_s) as files,
         StacServer(items) as api,
     ):
+        Settings.get.cache_clear()  # the library remembers the address of the test before
         monkeypatch.setenv("PC_SDK_SAS_URL", files.sas_url)
         monkeypatch.setenv("GDAL_HTTP_PROXY", f"http://127.0.0.1:{files.server_port}")
         monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.05")
         yield api, files, sas
+        Settings.get.cache_clear()
