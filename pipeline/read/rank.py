@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
+from pipeline.read.alternates import FROM_ALTERNATE
 from pipeline.read.cloudmask import BANDS, OmniCloudMask, masked_cell
 from pipeline.read.overviews import read_classes
 from pipeline.read.rank_store import FolderRanks, MemoryRanks, RankStore
@@ -50,7 +51,8 @@ class Ranking:
     Attributes:
         scene_ids: Best first.
         scores: Lower is better; inf when the scene has no readable classification; () where nothing was ranked.
-        failed: Scenes that could not be looked at now; such a ranking is not stored.
+        failed: Scenes that could not be looked at now, or only through an alternate: overviews of another provider are
+            made otherwise, and the order must not depend on which copy could be read. Such a ranking is not stored.
         clear: (scene id, percent of its observed pixels that are clear, per block: see ``scores.Looked``).
         notes: What people should know.
     """
@@ -169,18 +171,24 @@ class _Looking:
         rankings = []
         for i, group in enumerate(groups):
             own = {scene_id: result for (k, scene_id), result in results.items() if k == i}
-            rankings.append(known[i] or self._rank(group, own))
+            rankings.append(known[i] or self._rank(group, own, scenes))
         return tuple(rankings), sum(result[1] for result in results.values() if result is not None)
 
-    def _rank(self, group: Candidates, results: Mapping[str, _Look | None]) -> Ranking:
+    def _rank(self, group: Candidates, results: Mapping[str, _Look | None], scenes: Mapping[str, Scene]) -> Ranking:
         seen = {scene_id: result for scene_id, result in results.items() if result is not None}
         looked = {scene_id: result[0] for scene_id, result in seen.items()}
-        found = rank_scenes(looked, group, failed=[i for i, result in results.items() if result is None])
+        failed = [i for i, result in results.items() if result is None or self._elsewhere(scenes[i], result[2])]
+        found = rank_scenes(looked, group, failed=failed)
         notes = tuple(dict.fromkeys(note for i in found.scene_ids if i in seen for note in seen[i][2]))
         ranking = Ranking(
             scene_ids=found.scene_ids, scores=found.scores, failed=found.failed, clear=found.clear, notes=notes
         )
         return ranking if ranking.failed else self._store(group, ranking)
+
+    def _elsewhere(self, scene: Scene, notes: tuple[str, ...]) -> bool:
+        """Whether a scene that has a classification of its own was judged by somebody else's."""
+        own = scene.href(self._spec.class_band) is not None
+        return own and any(FROM_ALTERNATE in note for note in notes)
 
     def _can_look_at(self, scene: Scene) -> bool:
         return all(has_band(scene, band) for band in (BANDS if self._mask else (self._spec.class_band,)))

@@ -9,6 +9,7 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,10 +204,24 @@ def test_other_composites_take_the_order_given_and_look_at_nothing(composite):
     assert (ranking.scores, ranking.failed, bytes_read) == ((), (), 0)
 
 
-def test_notes_of_looking_are_kept_with_the_ranking(tmp_path):
+def test_a_ranking_that_an_alternate_decided_is_used_but_not_remembered(tmp_path):
     other = classified(tmp_path, "other", np.full((1024, 1024), 4))
-    broken = scene_of("S", Asset(band="SCL", href=str(tmp_path / "gone.tif")))
-    made, ranks = replace(broken, alternates=(other,)), MemoryRanks()
+    own = classified(tmp_path, "S", np.full((1024, 1024), 8))
+    kept = Path(own.href("SCL").href).read_bytes()
+    Path(own.href("SCL").href).unlink()
+    made, ranks = replace(own, alternates=(other,)), MemoryRanks()
+    (ranking,), _ = rank([made], ranks)
+    assert (ranking.failed, ranking.scores) == (("S",), (0.0,))
+    assert "alternate other" in ranking.notes[0]
+    Path(own.href("SCL").href).write_bytes(kept)
+    (again,), _ = rank([made], ranks)
+    assert (again.failed, again.scores, again.notes) == ((), (1.0,), ())
+
+
+def test_a_classification_that_only_an_alternate_has_is_kept_with_its_note(tmp_path):
+    other = classified(tmp_path, "other", np.full((1024, 1024), 4))
+    without = scene_of("S", Asset(band="B02", href=str(tmp_path / "b.tif")))
+    made, ranks = replace(without, alternates=(other,)), MemoryRanks()
     (ranking,), _ = rank([made], ranks)
     (again,), _ = rank([made], ranks)
     assert ranking.failed == ()
