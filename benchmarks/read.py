@@ -92,7 +92,7 @@ def write_scenes(folder: Path, count: int, *, size_px: int) -> None:
                 dataset.write(values, 1)
 
 
-# --- readers: each runs in a process of its own ------------------------------------------------------------------------
+# --- readers: each runs in a process of its own -----------------------------------------------------------------------
 
 
 def request_of(args: Args) -> Box:

@@ -86,3 +86,9 @@ def test_two_maps_of_one_name_are_refused():
 def test_every_key_can_be_set_to_what_it_is():
     assert "encode.window_px" in valid_keys()
     assert len(set(valid_keys())) == len(valid_keys())
+
+
+def test_a_refused_entry_of_a_list_is_not_also_called_an_empty_list():
+    with pytest.raises(ConfigError, match="sensors.0") as refused:
+        load(None, overrides=["inputs.sensors=[sentinel2]"])
+    assert "at least 1 item" not in str(refused.value)

@@ -352,7 +352,7 @@ class _State:
     def close(self) -> None:
         """Stop before Python does: threads of the libraries give up Python objects a moment after they answered.
 
-        Without this 6 of 80 processes that ended right after a read were killed by a signal (PyGILState_Release); with
+        Without this 5 of 80 processes that ended right after a read were killed by a signal (PyGILState_Release); with
         it none of 120. The libraries offer nothing to wait for, hence the pause.
         """
         with self._lock:

@@ -10,9 +10,11 @@ and subscription key come from ``planetary_computer.settings`` (PC_SDK_SAS_URL, 
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,12 +27,16 @@ from pipeline.read.gdal import TRAFFIC
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+log = logging.getLogger(__name__)
+
 BLOB_HOSTS = (".blob.core.windows.net",)
 OPEN_HOSTS = ("ai4edatasetspublicassets.blob.core.windows.net",)  # planetary_computer.sas: public, takes no token
 RENEW_S = 600.0
 """A token with less than this left is renewed: no read of a tile takes longer. Tokens live 45 minutes or more."""
 TIMEOUT_S = (10.0, 30.0)  # connect, read
 TRIES = 6
+AGAIN_S = 60.0
+"""After an early renewal that failed, the next is tried so much later: reads must not wait for it."""
 BACKOFF_S = 0.8  # as planetary_computer
 MAX_WAIT_S = 60.0
 BUSY = (429, 500, 502, 503, 504)
@@ -52,11 +58,19 @@ def signed(signer: Signer, href: str, *, refused: str = "") -> str:
     Raises:
         TransientError: The token service does not answer.
     """
-    with _LOCKS(container_of(href)):
-        url = signer.sign(href)
-        if refused and url == refused:
-            signer.forget(href)
+    key, arrived_s = container_of(href), time.monotonic()
+    with _LOCKS(key):
+        failed_s, why = _FAILED.get(key, (-math.inf, ""))
+        if failed_s > arrived_s:  # while this thread waited: it would only wait as long again, one after the other
+            raise TransientError(why)
+        try:
             url = signer.sign(href)
+            if refused and url == refused:
+                signer.forget(href)
+                url = signer.sign(href)
+        except TransientError as err:
+            _FAILED[key] = time.monotonic(), str(err)
+            raise
         return url
 
 
@@ -64,6 +78,13 @@ def signed(signer: Signer, href: str, *, refused: str = "") -> str:
 class _Token:
     query: str
     expires_s: float  # seconds since the epoch
+    fetched_s: float
+    again_s: float = 0.0  # not renewed before
+
+    def due_s(self, early_s: float) -> float:
+        """When to renew it: ``early_s`` before it ends, but not in the first half of its life."""
+        due_s = max(self.expires_s - early_s, (self.fetched_s + self.expires_s) / 2)
+        return max(due_s, min(self.again_s, self.expires_s))
 
     def __repr__(self) -> str:
         return "_Token(...)"
@@ -75,7 +96,7 @@ class PlanetaryComputer:
 
     Attributes:
         hosts: Hosts whose URLs are signed; ``.example.org``: every host below. Others come back unchanged.
-        renew_s: Remaining life below which a token is renewed.
+        renew_s: Remaining life below which a token is renewed; one that lives shorter than twice that, at half of it.
     """
 
     hosts: tuple[str, ...] = BLOB_HOSTS
@@ -91,7 +112,7 @@ class PlanetaryComputer:
             return href
         place = self._place(href)
         token = _TOKENS.get(place)
-        if token is None or token.expires_s - time.time() < self.renew_s:
+        if token is None or time.time() > token.due_s(self.renew_s):
             token = _TOKENS[place] = self._renewed(place, token)
         parts = urlsplit(href)
         return f"{href}{'&' if parts.query else '?'}{token.query}"
@@ -119,22 +140,23 @@ class PlanetaryComputer:
         return f"{Settings.get().sas_url}/{host.split('.')[0]}/{container}"
 
     def _renewed(self, place: str, old: _Token | None) -> _Token:
+        if old is None or old.expires_s <= time.time():
+            return _fetch(place, tries=TRIES)
         try:
-            return _fetch(place)
-        except TransientError:
-            if old is not None and old.expires_s > time.time():
-                return old  # early renewal failed: the old one still holds
-            raise
+            return _fetch(place, tries=1)
+        except TransientError as err:
+            log.warning("%s; the token at hand still holds", err)
+            return replace(old, again_s=time.time() + AGAIN_S)
 
 
 _TOKENS: dict[str, _Token] = {}
 
 
-def _fetch(place: str) -> _Token:
+def _fetch(place: str, *, tries: int) -> _Token:
     """One token from the service; waits as it is told to when it is busy.
 
     Raises:
-        TransientError: No usable answer after ``TRIES``; names account and container, never a key or token.
+        TransientError: No usable answer after ``tries``; names account and container, never a key or token.
     """
     import requests  # noqa: PLC0415
     from planetary_computer.settings import Settings  # noqa: PLC0415
@@ -142,7 +164,7 @@ def _fetch(place: str) -> _Token:
     key = Settings.get().subscription_key
     headers = {"Ocp-Apim-Subscription-Key": key} if key else {}
     why = ""
-    for attempt in range(TRIES):
+    for attempt in range(tries):
         TRAFFIC.add(tokens=1)
         try:
             answer = requests.get(place, headers=headers, timeout=TIMEOUT_S, allow_redirects=False)
@@ -152,9 +174,9 @@ def _fetch(place: str) -> _Token:
             if answer.status_code not in BUSY:
                 return _token(answer, place)
             why, wait_s = f"HTTP {answer.status_code}", _wait_s(answer.headers, attempt)
-        if attempt + 1 < TRIES:
+        if attempt + 1 < tries:
             time.sleep(min(wait_s, MAX_WAIT_S))
-    raise TransientError(f"no token from {redact(place)}: {why} after {TRIES} attempts; run the same command later")
+    raise TransientError(f"no token from {redact(place)}: {why} after {tries} attempts; run the same command later")
 
 
 def _token(answer: Any, place: str) -> _Token:
@@ -172,7 +194,7 @@ def _token(answer: Any, place: str) -> _Token:
         raise TransientError(f"no token from {redact(place)}: the answer holds no token with an expiry")
     if expires.tzinfo is None:
         expires = expires.replace(tzinfo=UTC)
-    return _Token(query.lstrip("?"), expires.timestamp())
+    return _Token(query.lstrip("?"), expires.timestamp(), time.time())
 
 
 def _wait_s(headers: Mapping[str, str], attempt: int) -> float:
@@ -207,3 +229,5 @@ class _Locks:
 
 
 _LOCKS = _Locks()
+_FAILED: dict[tuple[str, str], tuple[float, str]] = {}
+"""Last failure by container: when (monotonic) and why; guarded by the container's lock."""

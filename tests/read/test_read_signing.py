@@ -101,13 +101,29 @@ def test_a_token_is_renewed_ten_minutes_before_it_ends(tmp_path, monkeypatch):
         assert len(server.sas.issued) == 2
 
 
+def test_a_token_that_lives_minutes_serves_for_half_of_them(tmp_path, monkeypatch):
+    with archive(tmp_path, monkeypatch, life_s=300) as server:
+        signer, now = PlanetaryComputer(), time.time()
+        first = signer.sign(BLOB)
+        monkeypatch.setattr(signing.time, "time", lambda: now + 130)
+        assert signer.sign(BLOB) == first
+        monkeypatch.setattr(signing.time, "time", lambda: now + 170)
+        assert signer.sign(BLOB) != first
+        assert len(server.sas.issued) == 2
+
+
 def test_the_old_token_serves_on_when_the_early_renewal_fails(tmp_path, monkeypatch):
     with archive(tmp_path, monkeypatch, life_s=3600) as server:
         signer, now = PlanetaryComputer(), time.time()
         first = signer.sign(BLOB)
         server.http_faults = [Fault(code=503)]
         monkeypatch.setattr(signing.time, "time", lambda: now + 3100)
+        for _ in range(5):
+            assert signer.sign(BLOB) == first
+        assert len(server.log) == 2  # asked once more, and then not for a while
+        monkeypatch.setattr(signing.time, "time", lambda: now + 3170)
         assert signer.sign(BLOB) == first
+        assert len(server.log) == 3
         monkeypatch.setattr(signing.time, "time", lambda: now + 3700)
         with pytest.raises(TransientError, match="HTTP 503"):
             signer.sign(BLOB)
@@ -200,6 +216,24 @@ def test_retry_after_of_the_token_service_is_honoured(tmp_path, monkeypatch):
         assert waits[0] == 7.0
         assert 6.0 < waits[1] <= 9.0
         assert len(server.sas.issued) == 1
+
+
+def test_threads_that_wait_for_a_token_fail_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(signing, "TRIES", 2)
+    with archive(tmp_path, monkeypatch) as server, ThreadPoolExecutor(8) as pool:
+        server.http_faults = [Fault(code=503)]
+        server.delay_s = 0.05
+        gate = threading.Barrier(8)
+
+        def sign(_):
+            gate.wait()
+            with pytest.raises(TransientError, match="HTTP 503 after 2 attempts"):
+                signed(PlanetaryComputer(), BLOB)
+
+        list(pool.map(sign, range(8)))
+        assert len(server.log) == 2
+        server.http_faults = []
+        assert signed(PlanetaryComputer(), BLOB) != BLOB  # whoever comes later asks again
 
 
 def test_a_token_service_that_hangs_is_given_up(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def test_an_item_that_must_not_be_used_ends_planning_with_2(sample, tmp_path, ch
     for item in items["features"]:
         item["id"] = change.get("id", item["id"])
         for asset in item["assets"].values():
-            asset |= change.get("assets", {})
+            asset.update(change.get("assets", {}))
     bad = tmp_path / "items.json"
     bad.write_text(json.dumps(items), encoding="utf-8")
     with pytest.raises(InvalidInputError, match=message) as refused:
