@@ -96,9 +96,12 @@ class Allowed:
             name: It is only a name (a bucket), no host.
         """
         if not name and not self.private and _internal(host):
-            return f"{host} is not a public address: loopback, link-local and private addresses are not allowed"
+            return (
+                f"{host} is not a public address: loopback, link-local and private addresses are not allowed (without "
+                "inputs.allow_private_hosts=true)"
+            )
         if self.hosts and not any(host == h or (h.startswith(".") and host.endswith(h)) for h in self.hosts):
-            return f"host {host} is not among the allowed ones: {self.hosts}"
+            return f"host {host} is not among the allowed ones (inputs.allowed_hosts): {', '.join(self.hosts)}"
         return ""
 
     def check_address(self, href: str) -> None:
@@ -116,7 +119,7 @@ class Allowed:
             if not public(address):
                 raise InvalidInputError(
                     f"{redact(href)}: host {host} stands for {address}, which is not a public address: loopback, "
-                    "link-local and private addresses are not allowed (allow_private_hosts)"
+                    "link-local and private addresses are not allowed (without inputs.allow_private_hosts=true)"
                 )
 
     def needs_guard(self, href: str) -> bool:

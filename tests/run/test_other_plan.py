@@ -14,9 +14,9 @@ def test_another_plan_names_only_the_input_settings_that_differ(sample, tmp_path
     west, south, _, _ = sample.bbox
     bbox = (west + 0.02, south + 0.02, west + 0.03, south + 0.03)
     api.plan(request_of(sample, out, bbox=bbox))
-    other = ("inputs.sentinel2.composite=median", "inputs.reader=async-geotiff", "inputs.allow_private_hosts=true")
+    other = {"sentinel2": {"composite": "median"}, "reader": "async-geotiff", "allow_private_hosts": True}
     with pytest.raises(OutputError, match="another plan") as refused:
-        api.plan(request_of(sample, out, *other, bbox=bbox))
+        api.plan(request_of(sample, out, bbox=bbox, inputs={"catalog": str(sample.catalog), **other}))
     assert "inputs.sentinel2.composite there scl_first_valid, here median" in str(refused.value)
     assert "reader" not in str(refused.value)
     assert "allow_private_hosts" not in str(refused.value)
