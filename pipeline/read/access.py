@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -20,7 +21,7 @@ from rasterio.errors import RasterioError
 
 from pipeline.errors import DataError, InvalidInputError
 from pipeline.read import async_geotiff
-from pipeline.read.allow import Allowed, redact
+from pipeline.read.allow import Allowed, local_path, redact
 from pipeline.read.gdal import (
     GDAL_SETTINGS,
     NAMES,
@@ -191,6 +192,8 @@ class Access:
         hide_tokens_in_logs()
         TRAFFIC.start()
         where = f"item {item}, band {asset.band}" if item else f"band {asset.band}"
+        if scheme == "file" and _is_special(local_path(asset.href)):
+            raise DataError(f"{where}: {redact(asset.href)} is no file but a pipe, socket or device; correct the item")
         throttle = _throttle(asset.href, scheme)
         left = 1 if scheme == "file" else self.attempts
         failure, tried, renewed = _Failure(), 0, False
@@ -253,6 +256,15 @@ class _Failure:
 
 def _throttle(href: str, scheme: str) -> Throttle:
     return throttle_of(f"{scheme}://{urlsplit(href).netloc.lower()}")
+
+
+def _is_special(path: str) -> bool:
+    """Whether a local path is something that may never answer, such as a named pipe."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError):
+        return False  # the reader says what is wrong
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _chain(err: BaseException | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -118,3 +119,12 @@ def test_redaction_keeps_what_helps():
 def test_the_suffix_decides_the_driver(path):
     assert driver_of(path) == "JP2OpenJPEG"
     assert driver_of(path.lower().replace("jp2", "tif")) == "GTiff"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX systems")
+def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "B02.tif")
+    with pytest.raises(DataError, match="band B02: .* is no file but a pipe"):
+        Access(allow_local=True).read(
+            Asset(band="B02", href=str(tmp_path / "B02.tif")), lambda dataset: dataset.read(1), sign=False
+        )
