@@ -15,7 +15,13 @@ import pytest
 
 from pipeline import cli
 
-FAST = ["encode.patch_px=8", "encode.window_px=64", "encode.overlap_px=16", "store.tile_px=256"]
+FAST = [
+    "encode.patch_px=8",
+    "encode.window_px=64",
+    "encode.overlap_px=16",
+    "store.tile_px=256",
+    "encode.attention=sdpa",
+]
 MODEL = "random:v1.2-toy:7"
 
 

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START, END = "2018-04-01", "2018-09-28"
-FAST = ("encode.patch_px=8", "encode.window_px=64", "encode.overlap_px=16", "store.tile_px=256")
+FAST = (
+    "encode.patch_px=8",
+    "encode.window_px=64",
+    "encode.overlap_px=16",
+    "store.tile_px=256",
+    "encode.attention=sdpa",
+)
 PICKED = (
     ("04-11", "04-19", "04-26"),  # overcast, clear, clear but one pixel
     ("05-01", "05-04", "05-06"),  # overcast, then two that score alike: the newer one is wanted

@@ -35,7 +35,7 @@ ORDER = {
     60: ("B01", "B09"),
 }
 """Bands of im10, im20 and im60 in the order of the file."""
-FAST = ("encode.patch_px=4", "encode.overlap_px=8")
+FAST = ("encode.patch_px=4", "encode.overlap_px=8", "encode.attention=sdpa")
 
 
 @dataclass(frozen=True)

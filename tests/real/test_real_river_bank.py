@@ -28,7 +28,7 @@ from pipeline.write.geotiff import read_classes
 from tests.real import archive
 from tests.real.archive import earthpress
 
-FAST = ("encode.patch_px=2", "encode.overlap_px=8", "store.tile_px=256")
+FAST = ("encode.patch_px=2", "encode.overlap_px=8", "store.tile_px=256", "encode.attention=sdpa")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ FAST = (
     "encode.overlap_px=16",
     "store.tile_px=256",
     "run.encoder_threads=1",
+    "encode.attention=sdpa",  # auto measures, and on a busy machine two plans may not choose alike
 )
 
 
