@@ -41,8 +41,8 @@ def test_the_ratio_says_how_many_times_faster_ours_is():
         return call
 
     row = rival.attempt(duel(shapes="T1x64/8", batch=8), encoder.Lab(CPU), seconds=0.3, rival=slow)
-    assert 2.2 < row.ratio < 4.0
-    assert row.ratio == pytest.approx(row.images_per_s / row.rival_images_per_s, rel=0.3)
+    assert 2 < row.ratio < 4.5
+    assert row.ratio == pytest.approx(row.images_per_s / row.rival_images_per_s, rel=0.6)  # medians of each alone
 
 
 CASES = [
