@@ -15,6 +15,7 @@ from rasterio.transform import Affine
 
 from pipeline.errors import InvalidInputError, OutputError
 from pipeline.types import NO_CLEAR, Box, Period, Quality, Tile
+from pipeline.write import layout
 from pipeline.write.store import check_objects, create_store, open_store, read_tile, write_tile
 
 PX = 512
@@ -265,6 +266,18 @@ def test_growth_keeps_every_value_at_its_ground_place(filled, own_spec, write, r
     assert ds.qa_scenes.rio.set_spatial_dims("block_x", "block_y").rio.transform().f == -rows[0] * PX * 10
     corner = tile_at(rows[0], cols[1] - 1)
     objects[corner] = write(path, corner)
+    check_quality(path, objects)
+
+
+def test_growth_moves_tiles_of_several_shards_and_their_one_object_of_blocks(tmp_path, own_spec, write, monkeypatch):
+    monkeypatch.setattr(layout, "MAX_SHARD_BYTES", own_spec.dims * 256**2)
+    path, tile = tmp_path / "s.zarr", tile_at(-999, 101)
+    create_store(path, own_spec)
+    objects = {tile: write(path, tile)}
+    assert sum("/embeddings/" in key for key, _ in objects[tile]) == 4 * sum(
+        "/qa_scenes/" in k for k, _ in objects[tile]
+    )
+    create_store(path, replace(own_spec, extents=(extent((-1001, -998), (99, 102)),)))
     check_quality(path, objects)
 
 
