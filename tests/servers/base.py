@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -180,8 +181,8 @@ class FaultyServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class FaultyHandler(BaseHTTPRequestHandler):
-    """Subclasses implement ``reply``."""
+class FaultyHandler(BaseHTTPRequestHandler, ABC):
+    """A request with the server's faults; a server's own handler says what the answer would be (``reply``)."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # a header and a body sent apart would wait for the client's delayed ACK (40 ms)
@@ -198,9 +199,9 @@ class FaultyHandler(BaseHTTPRequestHandler):
             self.server.open.discard(self.connection)
         super().finish()
 
+    @abstractmethod
     def reply(self, body: bytes) -> Reply:
         """The answer to this request (``self.path``, ``self.command``, ``self.headers``), whose body is given."""
-        raise NotImplementedError
 
     def arrived(self) -> None:
         """Called when a request arrives, before any fault or delay."""
