@@ -75,6 +75,8 @@ FOLDER = Annotated[str, typer.Argument(metavar="OUTPUT", help="Output folder of 
 def main() -> None:
     """Entry point of the console script: turns errors into one line and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_worth_reading)
     try:
         app()
     except EarthpressError as error:
@@ -83,6 +85,11 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped")
         raise SystemExit(StoppedError.exit_code) from None
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """Whether a log line is for the terminal: libraries tell every repeated request, the ledger counts them."""
+    return record.levelno >= logging.ERROR or not record.name.startswith(("rasterio", "urllib3"))
 
 
 def _escape(text: str) -> str:

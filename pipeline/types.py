@@ -695,6 +695,7 @@ class Plan:
         empty_periods: Periods for which no scene was found anywhere.
         estimate: Sum over the tasks (peak_bytes: maximum).
         heads: (map name, content hash of its head) of the maps made in the same pass.
+        mask: Cloud mask that ranks scenes, with its version; "" when none does.
     """
 
     id: str
@@ -713,6 +714,7 @@ class Plan:
     empty_periods: tuple[int, ...]
     estimate: Estimate
     heads: tuple[tuple[str, str], ...] = ()
+    mask: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ class Basis:
         calibration: Of the quantiser.
         heads: (map name, content hash of its head).
         rate: Prices and speed, for the estimate.
+        mask: Cloud mask that ranks scenes, with its version; "" when none does.
     """
 
     grid: GridSpec
@@ -78,6 +79,7 @@ class Basis:
     calibration: Calibration
     heads: tuple[tuple[str, str], ...]
     rate: estimate.Rate
+    mask: str = ""
 
 
 def make_plan(
@@ -151,6 +153,7 @@ def make_plan(
         empty_periods=empty,
         estimate=estimate.total([t.estimate for t in tasks]),
         heads=basis.heads,
+        mask=basis.mask,
     )
 
 
@@ -186,6 +189,10 @@ class Recipe(Protocol):
     def calibration(self) -> Calibration:
         """Of the quantiser."""
 
+    @property
+    def mask(self) -> str:
+        """Cloud mask that ranks scenes."""
+
 
 def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> str:
     """Hash of everything that decides pixels except the area and the scenes: the identity of a store."""
@@ -200,6 +207,7 @@ def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> s
             "encoder": basis.model.config,
             "numerics": asdict(basis.numerics),
             "calibration": basis.calibration.hash,
+            "mask": basis.mask,
         }
     )
 

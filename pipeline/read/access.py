@@ -32,7 +32,6 @@ from pipeline.read.gdal import (
     listening,
     open_file,
     path_of,
-    statuses_in,
 )
 from pipeline.read.guard import proxy_for
 from pipeline.read.signing import PlanetaryComputer, Signer, signed
@@ -207,9 +206,13 @@ class Access:
                     self.gdal, scheme=scheme, pays=self.requester_pays, proxy=proxy, serial=throttle.slowed
                 )
                 try:
-                    return once(path_of(href, scheme, name=name), env)
+                    found = once(path_of(href, scheme, name=name), env)
                 except (RasterioError, CPLE_BaseError) as err:
                     failure = _Failure.of(err, seen, href=href)
+                else:
+                    if not seen.torn:
+                        return found
+                    failure = _Failure(why="a directory of the file (overviews, mask) cannot be read")
             TRAFFIC.add(failures=1)
             log.info("attempt %d at %s failed: %s", tried, redact(asset.href), failure.why)
             if failure.detour:
@@ -244,7 +247,7 @@ class _Failure:
     @classmethod
     def of(cls, err: Exception, seen: Seen, *, href: str) -> _Failure:
         texts = " ".join(_chain(err))
-        seen.note(statuses_in(texts))
+        seen.note(texts)
         denied, detour = bool(seen.statuses & REFUSED), _DETOUR.search(texts)
         return cls(
             why=redact(str(err)),

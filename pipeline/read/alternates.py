@@ -21,10 +21,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-FROM_ALTERNATE = "read from its alternate"
-"""Part of the note that says so."""
-
-
 def first_readable(
     scene: Scene, band: str, read: Callable[[Scene, Asset], T], *, note: Callable[[str], None] | None = None
 ) -> T:
@@ -55,7 +51,7 @@ def first_readable(
             first = first or err
             continue
         if source is not scene:
-            _tell(f"{band} of {scene.id} {FROM_ALTERNATE} {source.id} ({source.collection})", note)
+            _tell(f"{band} of {scene.id} read from its alternate {source.id} ({source.collection})", note)
         return found
     if first is not None:
         raise first

@@ -23,6 +23,8 @@ NODATA = -32768.0
 """Nodata of Planetary Computer's ``sentinel-1-rtc``, also where a copy of a file does not declare it."""
 DECIBELS_BELOW = -1.0
 """Thermal noise removal leaves small negative powers over water; nothing but decibels lies below this."""
+DECIBELS_SHARE = 0.05
+"""More measurements than this below ``DECIBELS_BELOW`` make a window one of decibels; power has none."""
 _ROWS = 64
 
 
@@ -38,7 +40,7 @@ def power(values: NDArray[Any], *, nodata: float | None, where: str) -> NDArray[
         where: Item and band, for the message.
 
     Raises:
-        DataError: Not floats, or mostly decibels: they would pass as nodata and the sensor would be silently missing.
+        DataError: Not floats, or decibels: they would pass as nodata and the sensor would be silently missing.
 
     >>> power(np.array([[0.25, 0.0, -32768.0]]), nodata=None, where="item S, band vv").tolist()
     [[0.25, nan, nan]]
@@ -52,9 +54,11 @@ def power(values: NDArray[Any], *, nodata: float | None, where: str) -> NDArray[
     given = np.isfinite(found) & (found != NODATA) & (found != 0)
     if nodata is not None:
         given &= found != np.float32(nodata)
-    if 2 * int((given & (found < DECIBELS_BELOW)).sum()) > int(given.sum()):
+    below, count = int((given & (found < DECIBELS_BELOW)).sum()), int(given.sum())
+    if below > DECIBELS_SHARE * count:
         raise DataError(
-            f"{where}: most pixels are below {DECIBELS_BELOW:g}: these are decibels, linear power is wanted"
+            f"{where}: {below} of {count} pixels are below {DECIBELS_BELOW:g}: these are decibels, linear power is "
+            "wanted"
         )
     return np.where(given & (found > 0), found, np.float32(np.nan))
 

@@ -165,14 +165,18 @@ class Seen:
     Attributes:
         statuses: HTTP status codes.
         busy: Called at once when the archive says that it is busy; GDAL may then go on repeating for minutes.
+        torn: A directory of the file could not be read; GDAL raises nothing and goes on without its overviews or mask.
     """
 
     statuses: set[int] = field(default_factory=set)
     busy: Callable[[], None] = lambda: None
+    torn: bool = False
 
-    def note(self, statuses: set[int]) -> None:
-        """GDAL told of answers with these."""
+    def note(self, message: str) -> None:
+        """GDAL said this."""
+        statuses = statuses_in(message)
         self.statuses |= statuses
+        self.torn |= _TORN.search(message) is not None
         if statuses & BUSY:
             self.busy()
 
@@ -295,6 +299,7 @@ def _libraries() -> list[str]:
 TRAFFIC = Traffic()
 NAMES = Names()
 _LOCAL = threading.local()
+_TORN = re.compile(r"read (?:TIFF )?directory|TIFFFetchDirectory|TIFFReadDirectory", re.IGNORECASE)
 _STATUS = re.compile(r"(?:HTTP response code(?: on \S+)?: |HTTP error code: |response_code=)(\d{3})")
 
 
@@ -314,7 +319,11 @@ def listening(busy: Callable[[], None]) -> Iterator[Seen]:
 
 
 class _Filter(logging.Filter):
-    """Takes URL queries out of GDAL's messages, which rasterio logs with the signed URL; counts its retries."""
+    """Takes URL queries out of GDAL's messages, which rasterio logs with the signed URL; learns from them.
+
+    GDAL's errors arrive at level INFO where rasterio raises nothing, so its loggers listen to them whatever the
+    application wants to see; what goes on from here is what the level of the logger ``rasterio`` lets through.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -323,14 +332,17 @@ class _Filter(logging.Filter):
             TRAFFIC.add(retries=1)
         seen: Seen | None = getattr(_LOCAL, "seen", None)
         if seen is not None:
-            seen.note(statuses_in(message))
-        return True
+            seen.note(message)
+        return logging.getLogger("rasterio").isEnabledFor(record.levelno)
 
 
 _FILTER = _Filter()
 
 
 def hide_tokens_in_logs() -> None:
-    """Put the filter on rasterio's loggers."""
+    """Put the filter on rasterio's loggers, and let them hear what it needs."""
     for name in ENV_LOGGERS:
-        logging.getLogger(name).addFilter(_FILTER)  # adding it again does nothing
+        logger = logging.getLogger(name)
+        logger.addFilter(_FILTER)  # adding it again does nothing
+        if name != "rasterio" and not logger.isEnabledFor(logging.INFO):
+            logger.setLevel(logging.INFO)

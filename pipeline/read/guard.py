@@ -21,6 +21,7 @@ rules allow.
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import json
 import logging
@@ -204,6 +205,7 @@ def proxy_for(allowed: Allowed) -> str | None:
             _GUARDS.pop(key).close()
         if key not in _GUARDS:
             _GUARDS[key] = _start(allowed)
+            atexit.register(_GUARDS[key].close)
         return _GUARDS[key].url
 
 

@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 BANDS = ("B02", "B12")
 """Blue is dark over forest and water, short-wave infrared over water and snow."""
 DARK_DN = 800
-"""A first percentile below this means that the offset was removed: with it inside, one pixel in a hundred would have a
-reflectance below -0.02."""
+"""A first percentile below this means that the offset was removed, unless the other band contradicts it: with the
+offset inside, one pixel in a hundred would have a reflectance below -0.02."""
+BLACK_DN = 600
+"""Below this nothing contradicts: reflectance -0.04 is beyond what over-corrected shadow has."""
 CLEAN_DN = 900
 """The offset can be inside from this first percentile on: reflectance -0.01, as over-corrected water has."""
 BRIGHT_DN = 2000
@@ -50,7 +52,7 @@ CLOUDY_PCT = 95.0
 """Above this cloud cover missing dark pixels prove nothing."""
 LEAST_PX = 1000
 """Valid pixels without which a percentile means nothing."""
-OFFSET_VERSION = 1
+OFFSET_VERSION = 2
 """Part of the key; goes up when the rules change."""
 
 
@@ -150,8 +152,10 @@ def _inside(first: dict[str, int], *, cloud_pct: float | None) -> bool | None:
     """Whether the offset is in the pixels; None: they do not tell."""
     if not first:
         return None
-    if min(first.values()) < DARK_DN:
+    if min(first.values()) < BLACK_DN:
         return False
+    if min(first.values()) < DARK_DN:
+        return None if CLEAN_DN <= max(first.values()) < BRIGHT_DN else False
     if len(first) < len(BANDS):
         return None
     blue, swir = (first[band] for band in BANDS)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import DataError
-from pipeline.read.alternates import FROM_ALTERNATE
+from pipeline.errors import DataError, TransientError
 from pipeline.read.cloudmask import BANDS, OmniCloudMask, masked_cell
 from pipeline.read.overviews import read_classes
 from pipeline.read.rank_store import FolderRanks, MemoryRanks, RankStore
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor, Future
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.read.cloudmask import CloudMask
     from pipeline.read.reads import Reads
     from pipeline.read.rules import ReadRule
-    from pipeline.types import Candidates, Cell, Scene
+    from pipeline.types import Box, Candidates, Cell, Scene
 
 __all__ = ["FolderRanks", "MemoryRanks", "RankStore", "Ranking", "Ranks", "rank_all", "rank_key", "rank_scenes"]
 
@@ -81,8 +84,21 @@ class Ranks:
     mask: CloudMask | None = None
 
 
-_Look = tuple[Looked, int, tuple[str, ...]]
-"""(what was seen, bytes decoded, notes)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """A scene looked at.
+
+    Attributes:
+        seen: Its score and clear shares.
+        nbytes: Bytes of pixels decoded.
+        notes: For people.
+        borrowed: Whether the scene has a classification of its own and an alternate's stood in for it.
+    """
+
+    seen: Looked
+    nbytes: int
+    notes: tuple[str, ...] = ()
+    borrowed: bool = False
 
 
 def rank_scenes(looked: Mapping[str, Looked], candidates: Candidates, *, failed: Sequence[str] = ()) -> Ranking:
@@ -171,24 +187,18 @@ class _Looking:
         rankings = []
         for i, group in enumerate(groups):
             own = {scene_id: result for (k, scene_id), result in results.items() if k == i}
-            rankings.append(known[i] or self._rank(group, own, scenes))
-        return tuple(rankings), sum(result[1] for result in results.values() if result is not None)
+            rankings.append(known[i] or self._rank(group, own))
+        return tuple(rankings), sum(look.nbytes for look in results.values() if look is not None)
 
-    def _rank(self, group: Candidates, results: Mapping[str, _Look | None], scenes: Mapping[str, Scene]) -> Ranking:
-        seen = {scene_id: result for scene_id, result in results.items() if result is not None}
-        looked = {scene_id: result[0] for scene_id, result in seen.items()}
-        failed = [i for i, result in results.items() if result is None or self._elsewhere(scenes[i], result[2])]
-        found = rank_scenes(looked, group, failed=failed)
-        notes = tuple(dict.fromkeys(note for i in found.scene_ids if i in seen for note in seen[i][2]))
+    def _rank(self, group: Candidates, results: Mapping[str, _Look | None]) -> Ranking:
+        looks = {scene_id: look for scene_id, look in results.items() if look is not None}
+        failed = [i for i in results if i not in looks or looks[i].borrowed]
+        found = rank_scenes({i: look.seen for i, look in looks.items()}, group, failed=failed)
+        notes = tuple(dict.fromkeys(note for i in found.scene_ids if i in looks for note in looks[i].notes))
         ranking = Ranking(
             scene_ids=found.scene_ids, scores=found.scores, failed=found.failed, clear=found.clear, notes=notes
         )
         return ranking if ranking.failed else self._store(group, ranking)
-
-    def _elsewhere(self, scene: Scene, notes: tuple[str, ...]) -> bool:
-        """Whether a scene that has a classification of its own was judged by somebody else's."""
-        own = scene.href(self._spec.class_band) is not None
-        return own and any(FROM_ALTERNATE in note for note in notes)
 
     def _can_look_at(self, scene: Scene) -> bool:
         return all(has_band(scene, band) for band in (BANDS if self._mask else (self._spec.class_band,)))
@@ -196,13 +206,24 @@ class _Looking:
     def _look(self, scene: Scene, cell: Cell) -> _Look:
         if self._mask is not None:
             masked, bytes_read = masked_cell(scene, cell, mask=self._mask, reads=self._ranks.reads)
-            return by_mask(masked), bytes_read, ()
+            return _Look(seen=by_mask(masked), nbytes=bytes_read)
         box = pixels_centred_in(cell.box, self._spec.class_res_m)
         assert box is not None  # noqa: S101 - a cell has 1024
         notes: list[str] = []
-        classes = read_classes(scene, box=box, factor=RANK_FACTOR, access=self._ranks.reads.access, note=notes.append)
+        classes, borrowed = self._classes(scene, box, notes)
         score: Callable[[Any], Looked] = _BY[self._order]
-        return score(classes), classes.nbytes, tuple(notes)
+        return _Look(seen=score(classes), nbytes=classes.nbytes, notes=tuple(notes), borrowed=borrowed)
+
+    def _classes(self, scene: Scene, box: Box, notes: list[str]) -> tuple[NDArray[np.uint8], bool]:
+        """The classes of a cell, and whether they are an alternate's although the scene has its own."""
+        read = partial(read_classes, box=box, factor=RANK_FACTOR, access=self._ranks.reads.access, note=notes.append)
+        if scene.href(self._spec.class_band) is None or not scene.alternates:
+            return read(scene), False
+        try:
+            return read(replace(scene, alternates=())), False
+        except (DataError, TransientError) as err:
+            log.info("%s", err)
+            return read(scene), True
 
     def _store(self, group: Candidates, ranking: Ranking) -> Ranking:
         clear = {scene_id: shares.hex() for scene_id, shares in ranking.clear}

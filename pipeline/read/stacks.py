@@ -101,34 +101,6 @@ def read_stacks(
     )
 
 
-def read_stack(
-    *,
-    box: Box,
-    periods: tuple[Period, ...],
-    candidates: tuple[Candidates, ...],
-    scenes: Mapping[str, Scene],
-    access: Access,
-    ranks: RankStore,
-    pool: Executor,
-    rule: ReadRule | None = None,
-    cache: BlockCache | None = None,
-) -> Stack:
-    """The Stack of one sensor; see ``read_stacks``."""
-    rules = (rule or ReadRule(),)
-    (stack,) = read_stacks(
-        box=box,
-        periods=periods,
-        candidates=candidates,
-        scenes=scenes,
-        access=access,
-        ranks=ranks,
-        pool=pool,
-        rules=rules,
-        cache=cache,
-    )
-    return stack
-
-
 def _read(
     rule: ReadRule,
     *,

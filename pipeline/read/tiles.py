@@ -25,7 +25,6 @@ from pipeline.read.stacks import (
     fill_layers,
     layer_boxes,
     needed_cells,
-    read_stack,
     read_stacks,
 )
 from pipeline.read.windows import pixels_centred_in
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.read.rules import ReadRule
     from pipeline.types import Period, Plan, Scene, Task
 
-__all__ = ["IO_THREADS", "TileRead", "layer_boxes", "needed_cells", "open_tiles", "read_stack", "read_stacks"]
+__all__ = ["IO_THREADS", "TileRead", "layer_boxes", "needed_cells", "open_tiles", "read_stacks"]
 
 IO_THREADS = 16
 """Past the knee at 30 ms latency; memory of readers grows from 118 MB (4 threads) to 332 MB (64)."""

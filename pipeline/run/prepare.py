@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -18,6 +19,8 @@ from pipeline.errors import ConfigError, InvalidInputError
 from pipeline.plan import estimate, planner, windows
 from pipeline.plan.periods import periods_of
 from pipeline.plan.trained import trained_side
+from pipeline.read.rules import rules_of
+from pipeline.run.folder import access_of
 from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Plan
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ def prepare(
     spec, text = grid_of(settings, model.card, periods=len(periods), tile_px=tile_px)
     if text:
         note(text)
+    mask = _reading(settings, device=session.pick_device(settings.encode))
     numerics = session.settle(
         settings.encode,
         card=model.card,
@@ -95,10 +99,47 @@ def prepare(
         calibration=calibration,
         heads=tuple((name, probe.hash) for name, probe in heads),
         rate=_rate(settings, model, spec=spec, periods=periods, numerics=numerics),
+        mask=mask,
     )
     plan = planner.make_plan(settings, basis, now=now, held=held_blocks(str(settings.output)), note=note)
+    _check_places(plan)
     planner.save_plan(plan)
     return plan
+
+
+def _reading(settings: Settings, *, device: str) -> str:
+    """Make sure that what shall read is installed, before anything is planned with it; the cloud mask's name.
+
+    Raises:
+        ConfigError: The async reader or the cloud mask is missing; the message says how to get it.
+    """
+    from pipeline.read import async_geotiff  # noqa: PLC0415
+    from pipeline.read.cloudmask import OmniCloudMask  # noqa: PLC0415
+
+    if settings.inputs.reader == async_geotiff.NAME:
+        async_geotiff.require()
+    masked = any(rule.how.order == "mask" for rule in rules_of(settings.inputs))
+    return OmniCloudMask(device=device).name if masked else ""
+
+
+def _check_places(plan: Plan) -> None:
+    """Refuse files that a run may not open, by the text of their addresses; one file of every host is enough.
+
+    Raises:
+        InvalidInputError: A place is not allowed; names the item and band.
+    """
+    access, seen = access_of(plan), set()
+    for scene in plan.scenes:
+        for asset in scene.assets:
+            parts = urlsplit(asset.href)
+            place = (parts.scheme, parts.netloc) if parts.netloc else asset.href
+            if place in seen:
+                continue
+            seen.add(place)
+            try:
+                access.check(asset.href)
+            except InvalidInputError as err:
+                raise InvalidInputError(f"item {scene.id}, band {asset.band}: {err}") from None
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:

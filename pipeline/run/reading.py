@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from pipeline.errors import ConfigError
 from pipeline.plan import grid
 from pipeline.read.blocks import cache_for
 from pipeline.read.cloudmask import OmniCloudMask
@@ -25,14 +26,21 @@ class Source:
     Args:
         plan: The plan.
         ranks: Where rankings are remembered.
+
+    Raises:
+        ConfigError: The plan's cloud mask is missing here, or another version of it is installed.
     """
 
     def __init__(self, plan: Plan, *, ranks: RankStore) -> None:
         self._plan, self._ranks = plan, ranks
         self._access = access_of(plan)
         self._rules = rules_of(settings_of(plan).inputs)
-        masked = any(rule.how.order == "mask" for rule in self._rules)
-        self._mask = OmniCloudMask(device=plan.numerics.device) if masked else None
+        self._mask = OmniCloudMask(device=plan.numerics.device) if plan.mask else None
+        if self._mask is not None and self._mask.name != plan.mask:
+            raise ConfigError(
+                f"the plan ranks scenes by {plan.mask}, installed is {self._mask.name}: cells would be ranked by both; "
+                "install the plan's version, or plan again into another output"
+            )
         self._cache = cache_for(plan.grid.tile_px)  # neighbours share halos, small tiles the blocks of a file
         self._scenes = {scene.id: scene for scene in plan.scenes}
 

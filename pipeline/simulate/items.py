@@ -83,21 +83,26 @@ def make_item(image: SceneImage, *, files: Mapping[str, str], folder: str) -> di
         "bbox": [min(lons), min(lats), max(lons), max(lats)],
         "geometry": {"type": "Polygon", "coordinates": [[list(point) for point in ring]]},
         "properties": _properties(image),
-        "links": [
-            {
-                "rel": "license",
-                "href": "https://creativecommons.org/publicdomain/zero/1.0/",
-                "title": "Simulated, no rights reserved",
-            },
-            {
-                "rel": "collection",
-                "href": f"https://planetarycomputer.microsoft.com/api/stac/v1/collections/{COLLECTION}",
-                "type": "application/json",
-                "title": "The collection whose format is followed",
-            },
-        ],
+        "links": links_of(f"https://planetarycomputer.microsoft.com/api/stac/v1/collections/{COLLECTION}"),
         "assets": {key: _asset(key, f"./{folder}/{name}", image.granule.box) for key, name in files.items()},
     }
+
+
+def links_of(collection_url: str) -> list[dict[str, str]]:
+    """Links of a simulated item: its licence, and the collection whose format is followed."""
+    return [
+        {
+            "rel": "license",
+            "href": "https://creativecommons.org/publicdomain/zero/1.0/",
+            "title": "Simulated, no rights reserved",
+        },
+        {
+            "rel": "collection",
+            "href": collection_url,
+            "type": "application/json",
+            "title": "The collection whose format is followed",
+        },
+    ]
 
 
 def footprint_ring(box: Box, edge: OrbitEdge | None) -> list[tuple[float, float]]:

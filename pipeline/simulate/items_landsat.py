@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pipeline.simulate.items import ring_of
+from pipeline.simulate.items import links_of, ring_of
 from pipeline.simulate.landsat import PAN_M, RES_M
 
 if TYPE_CHECKING:
@@ -67,19 +67,7 @@ def make_landsat_item(image: LandsatImage, *, files: Mapping[str, str], folder: 
         "geometry": {"type": "Polygon", "coordinates": [[list(point) for point in ring]]},
         "properties": _properties(image),
         "assets": {_NAMES[band][0]: _asset(band, f"./{folder}/{name}", image) for band, name in files.items()},
-        "links": [
-            {
-                "rel": "license",
-                "href": "https://creativecommons.org/publicdomain/zero/1.0/",
-                "title": "Simulated, no rights reserved",
-            },
-            {
-                "rel": "collection",
-                "type": "application/json",
-                "href": f"https://landsatlook.usgs.gov/stac-server/collections/{COLLECTION}",
-                "title": "The collection whose format is followed",
-            },
-        ],
+        "links": links_of(f"https://landsatlook.usgs.gov/stac-server/collections/{COLLECTION}"),
         "collection": COLLECTION,
     }
 

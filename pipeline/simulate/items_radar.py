@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pipeline.simulate.items import COG_TYPE, footprint_ring
+from pipeline.simulate.items import COG_TYPE, footprint_ring, links_of
 from pipeline.simulate.radar import LOOKS, NODATA
 
 if TYPE_CHECKING:
@@ -56,19 +56,7 @@ def make_radar_item(image: RadarImage, *, files: Mapping[str, str], folder: str)
         "id": radar_id(image.overpass),
         "bbox": [min(lons), min(lats), max(lons), max(lats)],
         "type": "Feature",
-        "links": [
-            {
-                "rel": "license",
-                "href": "https://creativecommons.org/publicdomain/zero/1.0/",
-                "title": "Simulated, no rights reserved",
-            },
-            {
-                "rel": "collection",
-                "type": "application/json",
-                "href": f"https://planetarycomputer.microsoft.com/api/stac/v1/collections/{COLLECTION}",
-                "title": "The collection whose format is followed",
-            },
-        ],
+        "links": links_of(f"https://planetarycomputer.microsoft.com/api/stac/v1/collections/{COLLECTION}"),
         "assets": {key: _asset(key, f"./{folder}/{name}") for key, name in sorted(files.items())},
         "geometry": {"type": "Polygon", "coordinates": [[list(point) for point in ring]]},
         "collection": COLLECTION,

@@ -42,3 +42,27 @@ def make_stack(box: Box, *, count: int = 1, holes: tuple[tuple[int, Box], ...] =
     return Stack(
         sensor="sentinel2_l2a", box=box, layers=tuple(layers), periods=periods(count), sources=(), bytes_read=0
     )
+
+
+def native_pixels(box: Box, *, holes: bool, peak: int = 12000) -> np.ndarray:
+    """Random (row, col) DN of one band, with a gap, a missing corner and single missing pixels when asked."""
+    rng = np.random.default_rng(box.res_m)
+    pixels = rng.integers(1, peak, box.shape).astype(np.uint16)
+    if holes:
+        pixels[:, 11:13] = 0
+        pixels[np.tril_indices(min(box.shape), -12)] = 0
+        pixels[rng.random(box.shape) < 0.05] = 0
+    return pixels
+
+
+def inside(raster: Box, *, odd: int, margin_px: int) -> Box:
+    """A 10 m box well inside a raster, off its phase by ``odd`` pixels."""
+    factor = raster.res_m // 10
+    return Box(
+        zone=raster.zone,
+        res_m=10,
+        row=(raster.row + margin_px) * factor + odd,
+        col=(raster.col + margin_px) * factor + 2 * odd,
+        height=(raster.height - 2 * margin_px - 2) * factor,
+        width=(raster.width - 2 * margin_px - 2) * factor - 3,
+    )

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.enums import Resampling
-from rasterio.io import MemoryFile
-from rasterio.vrt import WarpedVRT
-from stacks import make_stack, periods
+from stacks import inside, make_stack, native_pixels, periods
 
 from pipeline.config import EncodeSettings
 from pipeline.encode import assemble, checkpoint, session
@@ -19,33 +16,11 @@ from pipeline.encode.bands import DEFAULT_BANDS, scale_offset
 from pipeline.encode.workers import Workers
 from pipeline.errors import InvalidInputError
 from pipeline.types import Box, GridSpec, Layer, Period, Stack
+from tests.gdal import warped
 
 PRETRAIN = assemble.Input(sensor="sentinel2_l2a", bands=DEFAULT_BANDS["sentinel2_l2a"], resampling="pretrain")
 RASTER = {20: Box(zone=32, res_m=20, row=-240_003, col=25_001, height=60, width=70)}
 RASTER[60] = Box(zone=32, res_m=60, row=-80_001, col=8_334, height=40, width=44)
-
-
-def native_pixels(box: Box, *, holes: bool) -> np.ndarray:
-    rng = np.random.default_rng(box.res_m)
-    pixels = rng.integers(1, 12000, box.shape).astype(np.uint16)
-    if holes:
-        pixels[:, 11:13] = 0
-        pixels[np.tril_indices(min(box.shape), -12)] = 0
-        pixels[rng.random(box.shape) < 0.05] = 0
-    return pixels
-
-
-def warped(pixels: np.ndarray, raster: Box, target: Box) -> np.ndarray:
-    """What GDAL's bilinear warper makes of it over a box of another resolution."""
-    profile = {"driver": "GTiff", "height": raster.height, "width": raster.width, "count": 1, "dtype": "uint16"}
-    profile |= {"crs": f"EPSG:{raster.epsg}", "transform": raster.transform, "nodata": 0}
-    options = {"crs": f"EPSG:{target.epsg}", "transform": target.transform, "nodata": 0}
-    options |= {"height": target.height, "width": target.width, "resampling": Resampling.bilinear}
-    with MemoryFile() as memory:
-        with memory.open(**profile) as file:
-            file.write(pixels, 1)
-        with memory.open() as file, WarpedVRT(file, **options) as vrt:
-            return vrt.read(1)
 
 
 def ours(pixels: np.ndarray, raster: Box, target: Box) -> np.ndarray:
@@ -67,25 +42,12 @@ def repeated(values: np.ndarray, source: Box, target: Box) -> np.ndarray:
     return values.repeat(factor, axis=0).repeat(factor, axis=1)[target.slices_in(fine)]
 
 
-def inside(raster: Box, *, odd: int) -> Box:
-    """A 10 m box well inside a raster, off its phase by ``odd`` pixels."""
-    factor = raster.res_m // 10
-    return Box(
-        zone=raster.zone,
-        res_m=10,
-        row=(raster.row + 3) * factor + odd,
-        col=(raster.col + 3) * factor + 2 * odd,
-        height=(raster.height - 8) * factor,
-        width=(raster.width - 8) * factor - 3,
-    )
-
-
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("odd", [0, 1, 3])
 def test_60_m_goes_through_40_m_as_gdal_makes_it_and_is_repeated(holes, odd):
-    raster, target = RASTER[60], inside(RASTER[60], odd=odd)
-    pixels, grid_40 = native_pixels(raster, holes=holes), inside(RASTER[60], odd=odd).cover(40)
-    want = repeated(warped(pixels, raster, grid_40), grid_40, target).astype(np.float32)
+    raster, target = RASTER[60], inside(RASTER[60], odd=odd, margin_px=3)
+    pixels, grid_40 = native_pixels(raster, holes=holes), inside(RASTER[60], odd=odd, margin_px=3).cover(40)
+    want = repeated(warped(pixels, raster.transform, grid_40), grid_40, target).astype(np.float32)
     got = ours(pixels, raster, target)
     np.testing.assert_array_equal(got == 0, want == 0)
     assert np.abs(got - want).max() <= 1
@@ -96,7 +58,7 @@ def test_60_m_goes_through_40_m_as_gdal_makes_it_and_is_repeated(holes, odd):
 
 @pytest.mark.parametrize("odd", [0, 1])
 def test_20_m_is_repeated(odd):
-    raster, target = RASTER[20], inside(RASTER[20], odd=odd)
+    raster, target = RASTER[20], inside(RASTER[20], odd=odd, margin_px=3)
     pixels = native_pixels(raster, holes=True)
     np.testing.assert_array_equal(ours(pixels, raster, target), repeated(pixels, raster, target))
 

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ import shapely
 from pyproj import Transformer
 
 from pipeline.plan.select import Rule, Selector
-from pipeline.types import CELL_PX, Cell, Period, Scene
+from pipeline.types import CELL_PX, Cell, Period
+from tests.plan.scenes import START, scene
 
-START = datetime(2024, 3, 1, tzinfo=UTC)
 DAYS = 30
 PERIODS = tuple(
     Period(index=i, start=START + timedelta(days=DAYS * i), end=START + timedelta(days=DAYS * (i + 1)))
@@ -41,19 +41,6 @@ def to_lonlat(cell, ring):
     plane = np.asarray(ring) * CELL_PX * 10 + (x, y)
     transform = Transformer.from_crs(32600 + cell.zone, 4326, always_xy=True).transform
     return shapely.polygons(np.column_stack(transform(plane[:, 0], plane[:, 1])))
-
-
-def scene(name, where, *, cloud=10.0, days=1.0, sensor="sentinel2_l2a", **more):
-    return Scene(
-        id=name,
-        collection="c",
-        sensor=sensor,
-        acquired=START + timedelta(days=days),
-        cloud_pct=cloud,
-        footprint=shapely.to_wkb(where, hex=True),
-        assets=(),
-        **more,
-    )
 
 
 def scenes_of(rectangles, *, cell=CELL):

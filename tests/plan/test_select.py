@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from pyproj import Transformer
 
 from pipeline.config import InputSettings
 from pipeline.plan.select import Rule, Selector, cell_candidates, cell_polygon, newest_versions, rule_of
-from pipeline.types import CELL_PX, Asset, Cell, Period, Scene
+from pipeline.types import CELL_PX, Asset, Cell, Period
+from tests.plan.scenes import START
+from tests.plan.scenes import scene as over
 
-START = datetime(2024, 3, 1, tzinfo=UTC)
 PERIODS = tuple(
     Period(index=i, start=START + timedelta(days=30 * i), end=START + timedelta(days=30 * (i + 1))) for i in range(3)
 )
@@ -26,18 +27,9 @@ CELL = Cell(zone=32, row=-260, col=24)  # 47.9..48.1 N, 8.9..9.2 E
 COMPOSITES = {"sentinel2_l2a": "scl_first_valid", "sentinel1": "first_valid", "landsat": "first_valid"}
 
 
-def scene(name, *, shape=None, days=1.0, cloud=10.0, sensor="sentinel2_l2a", **more):
-    where = shape or cell_polygon(CELL).envelope
-    return Scene(
-        id=name,
-        collection="c",
-        sensor=sensor,
-        acquired=START + timedelta(days=days),
-        cloud_pct=cloud,
-        footprint=shapely.to_wkb(where, hex=True),
-        assets=(),
-        **more,
-    )
+def scene(name, *, shape=None, **more):
+    """A scene over the cell, or over ``shape``."""
+    return over(name, shape or cell_polygon(CELL).envelope, **more)
 
 
 def choose(scenes, *, cell=CELL, periods=PERIODS, cloud=100.0, limit=24, sensor="sentinel2_l2a", composite="", **more):

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 
+from pipeline.read.access import Access
+from pipeline.read.rank_store import MemoryRanks
+from pipeline.read.rules import ReadRule
 from pipeline.read.sensors import LANDSAT, SENTINEL2_L2A
+from pipeline.read.stacks import needed_cells, read_stacks
 from pipeline.types import Asset, Box, Candidates, Cell, Period, Scene, content_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pipeline.read.rank_store import RankStore
+    from pipeline.types import Stack
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 CORNER = (-265 * 2048, 24 * 2048)
 """10 m (row, col) where four ranking cells meet; neither is a multiple of 6, so 60 m pixels straddle the borders."""
 ZONE = 32
+LOCAL = Access(allow_local=True)
 
 
 def write_cog(
@@ -176,3 +187,35 @@ def candidates(
         for cell in cells
         for p, ids in by_period.items()
     )
+
+
+def read_stack(*, rule: ReadRule | None = None, **given: Any) -> Stack:
+    """The Stack of one sensor; arguments as ``read_stacks``."""
+    (stack,) = read_stacks(rules=(rule or ReadRule(),), **given)
+    return stack
+
+
+def stack_of(
+    made_by_period: Sequence[Sequence[MadeScene]],
+    *,
+    box: Box,
+    rule: ReadRule | None = None,
+    pool: Executor | None = None,
+    access: Access = LOCAL,
+    ranks: RankStore | None = None,
+    extra: Iterable[Scene] = (),
+) -> Stack:
+    """What is made of scenes, those of each period in the order given; ``extra`` scenes are candidates nowhere."""
+    rule = rule or ReadRule()
+    ids = {t: tuple(m.scene.id for m in made) for t, made in enumerate(made_by_period)}
+    with ThreadPoolExecutor(8) as threads:
+        return read_stack(
+            box=box,
+            periods=periods(len(made_by_period)),
+            candidates=candidates(needed_cells(box, rules=(rule,)), ids, sensor=rule.sensor),
+            scenes={m.scene.id: m.scene for made in made_by_period for m in made} | {s.id: s for s in extra},
+            access=access,
+            ranks=ranks or MemoryRanks(),
+            pool=pool or threads,
+            rule=rule,
+        )

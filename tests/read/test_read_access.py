@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from files import write_cog
 from range_server import serving
-from remote_files import BOX, FAST, HTTP, VALUES, Tokens, read, read_href
+from remote_files import BOX, FAST, HTTP, VALUES, Tokens, classes_of, far, read, read_href, with_tail_overviews
 
 from pipeline.errors import DataError
 from pipeline.read.access import GDAL_SETTINGS, Access, redact
@@ -128,3 +128,21 @@ def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path):
         Access(allow_local=True).read(
             Asset(band="B02", href=str(tmp_path / "B02.tif")), lambda dataset: dataset.read(1), sign=False
         )
+
+
+@pytest.mark.parametrize("every", [3, 4, 5])
+def test_overviews_that_cannot_be_listed_are_never_done_without(tmp_path, every):
+    # GDAL raises nothing when a directory cannot be read: it goes on as if the file had no overviews.
+    box = with_tail_overviews(tmp_path / "SCL.tif")
+    want = classes_of(str(tmp_path / "SCL.tif"), box, Access(allow_local=True))
+    hasty = tuple({**dict(GDAL_SETTINGS), "GDAL_HTTP_MAX_RETRY": "0"}.items())
+    access, failed = Access(allow_private=True, gdal=hasty), 0
+    with far(tmp_path, "--fail-every", str(every)) as port:
+        for query in range(6):  # another address, so that nothing is known of the file
+            try:
+                got = classes_of(f"http://127.0.0.1:{port}/SCL.tif?n={query}", box, access)
+            except DataError:
+                failed += 1
+            else:
+                np.testing.assert_array_equal(got, want)
+    assert failed < 6

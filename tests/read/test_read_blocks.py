@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from files import ZONE, candidates, periods, scene_of, write_cog
+from files import ZONE, candidates, periods, read_stack, scene_of, write_cog
 from range_server import serving
 from rasterio.windows import Window
 from remote_files import HTTP
@@ -20,7 +20,7 @@ from pipeline.read.access import Access
 from pipeline.read.blocks import BlockCache, CachedAccess, _Blocks, cache_for
 from pipeline.read.rank import MemoryRanks
 from pipeline.read.rules import ReadRule
-from pipeline.read.stacks import needed_cells, read_stack
+from pipeline.read.stacks import needed_cells
 from pipeline.read.windows import read_native
 from pipeline.types import Asset, Box, Tile
 

@@ -9,12 +9,25 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import rasterio
 import reference
-from files import CORNER, ZONE, candidates, make_landsat, make_radar, make_scene, periods, region_around, scene_of
+from files import (
+    CORNER,
+    ZONE,
+    candidates,
+    make_landsat,
+    make_radar,
+    make_scene,
+    periods,
+    read_stack,
+    region_around,
+    scene_of,
+    stack_of,
+)
 
 from pipeline.errors import InvalidInputError
 from pipeline.read import composite, pixelwise
@@ -24,7 +37,7 @@ from pipeline.read.pixelwise import median_of
 from pipeline.read.rank import MemoryRanks, Ranks, rank_key
 from pipeline.read.reads import Reads
 from pipeline.read.rules import COMPOSITES, ReadRule, rules_of
-from pipeline.read.stacks import empty_layer, fill_layers, needed_cells, read_stack, read_stacks
+from pipeline.read.stacks import empty_layer, fill_layers, needed_cells, read_stacks
 from pipeline.types import Asset, Box
 
 LOCAL = Access(allow_local=True)
@@ -35,21 +48,7 @@ CLOUDS = (4, 4, 4, 5, 6, 7, 11, 2, 9, 8, 3, 10, 1, 0)
 """Classes of which half are hidden."""
 
 
-def read(made_by_period, *, box=BOX, rule=None, pool=None, ranks=None):
-    scenes = {m.scene.id: m.scene for made in made_by_period for m in made}
-    ids = {t: tuple(m.scene.id for m in made) for t, made in enumerate(made_by_period)}
-    rule = rule or ReadRule()
-    with ThreadPoolExecutor(8) as threads:
-        return read_stack(
-            box=box,
-            periods=periods(len(made_by_period)),
-            candidates=candidates(needed_cells(box, rules=(rule,)), ids, sensor=rule.sensor),
-            scenes=scenes,
-            access=LOCAL,
-            ranks=ranks or MemoryRanks(),
-            pool=pool or threads,
-            rule=rule,
-        )
+read = partial(stack_of, box=BOX)
 
 
 def cloudy(seed, region=REGION):

@@ -13,7 +13,7 @@ from files import scene_of, write_cog
 
 from pipeline.errors import DataError
 from pipeline.read.access import Access
-from pipeline.read.offsets import offset_key, offset_of, percentiles
+from pipeline.read.offsets import decide, offset_key, offset_of, percentiles
 from pipeline.read.rank_store import FolderRanks, MemoryRanks
 from pipeline.read.windows import read_band
 from pipeline.simulate.clouds import Weather
@@ -265,3 +265,11 @@ def test_real_flemish_fields_have_none(tmp_path, says):
 def test_real_pixels_around_an_alpine_lake_have_none(says):
     path = real("sen2r-barbellino") / "S2A2A_20170703_022_Barbellino_BOA_10.tif"
     assert offset_of(multiband(path, 2, 11, says=says), access=LOCAL)[0] == 1000
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_one_dark_band_that_the_other_contradicts_leaves_the_item_its_word(offset):
+    made = scene_of("S", boa_offset=offset)
+    assert decide(made, {"B02": 790, "B12": 1050})[0] == offset  # over-corrected shadow, or bright dry ground
+    assert decide(made, {"B02": 590, "B12": 1050})[0] == 1000  # nothing is that dark with the offset inside
+    assert decide(made, {"B02": 790, "B12": 850})[0] == 1000

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pytest
-from files import CORNER, ZONE, candidates, make_radar, make_scene, periods, region_around
+from files import CORNER, ZONE, make_radar, make_scene, region_around, stack_of
 
 from pipeline.read.access import Access
 from pipeline.read.quality import Taken, per_block, quality_of, shares_of, whole_blocks
-from pipeline.read.rank import MemoryRanks
 from pipeline.read.rules import ReadRule
-from pipeline.read.stacks import needed_cells, read_stack
 from pipeline.types import FIRST_DAY, NO_CLEAR, Box, Cell
 
 LOCAL = Access(allow_local=True)
@@ -25,21 +23,7 @@ CELL = Cell(zone=ZONE, row=3, col=-2)
 DAY = datetime(2024, 5, 7, 10, 30, tzinfo=UTC)
 
 
-def read(made_by_period, *, box=BOX, rule=None):
-    scenes = {m.scene.id: m.scene for made in made_by_period for m in made}
-    rule = rule or ReadRule()
-    ids = {t: tuple(m.scene.id for m in made) for t, made in enumerate(made_by_period)}
-    with ThreadPoolExecutor(8) as pool:
-        return read_stack(
-            box=box,
-            periods=periods(len(made_by_period)),
-            candidates=candidates(needed_cells(box, rules=(rule,)), ids, sensor=rule.sensor),
-            scenes=scenes,
-            access=LOCAL,
-            ranks=MemoryRanks(),
-            pool=pool,
-            rule=rule,
-        )
+read = partial(stack_of, box=BOX)
 
 
 def on(made, when):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -15,17 +13,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import rasterio
 from files import scene_of, write_cog
 from range_server import serving
-from remote_files import BOX, FAST, HTTP, VALUES, read, read_href
+from remote_files import BOX, FAST, HTTP, VALUES, classes_of, far, read, read_href, with_tail_overviews
 
 from pipeline.errors import DataError, InvalidInputError
-from pipeline.read import allow, guard, overviews
+from pipeline.read import allow, guard
 from pipeline.read.access import Access
 from pipeline.read.allow import Allowed, lookup, public
 from pipeline.read.windows import read_native
-from pipeline.types import Asset, Box
+from pipeline.types import Asset
 from tests.servers.ranges import Fault
 
 
@@ -405,37 +402,18 @@ def guard_process(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def far_server(tmp_path_factory):
-    """A file server in a process of its own, with a raster whose overviews lie behind its pixels."""
+def tail_overviews(tmp_path_factory):
+    """(folder, box) of a classification whose overviews lie behind its pixels."""
     folder = tmp_path_factory.mktemp("far")
-    rng = np.random.default_rng(3)
-    side = 1024
-    profile = {"width": side, "height": side, "count": 1, "dtype": "uint8", "crs": "EPSG:32632", "nodata": 0}
-    box = Box(zone=32, res_m=20, row=-276480, col=24576, height=side, width=side)
-    with rasterio.open(folder / "SCL.tif", "w", driver="GTiff", tiled=True, transform=box.transform, **profile) as made:
-        made.write(rng.integers(1, 12, (side, side)).astype(np.uint8), 1)
-    with rasterio.open(folder / "SCL.tif", "r+") as made:
-        made.build_overviews([2, 4, 8])
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.servers.ranges", str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    yield folder, box, int(server.stdout.readline())
-    server.terminate()
-    server.communicate()
+    return folder, with_tail_overviews(folder / "SCL.tif")
 
 
-def test_overviews_are_listed_through_the_guard_as_without_it(guard_process, far_server):
-    folder, box, port = far_server
+def test_overviews_are_listed_through_the_guard_as_without_it(guard_process, tail_overviews):
+    folder, box = tail_overviews
     access = Access(allow_private=True, hosts=("127.0.0.1",))
-    there, here = (
-        overviews.read_classes(
-            scene_of("s", Asset(band="SCL", href=href)), box=box, factor=4, access=with_access, note=notes.append
-        )
-        for notes, href, with_access in (
-            ([], f"http://127.0.0.1:{port}/SCL.tif", access),
-            ([], str(folder / "SCL.tif"), Access(allow_local=True)),
-        )
-    )
+    with far(folder) as port:
+        there = classes_of(f"http://127.0.0.1:{port}/SCL.tif", box, access)
+    here = classes_of(str(folder / "SCL.tif"), box, Access(allow_local=True))
     assert len(guard._GUARDS) == 1
     np.testing.assert_array_equal(there, here)
 

@@ -90,24 +90,20 @@ def test_hosts_that_need_no_token_and_signed_urls_are_left_alone(href):
     assert PlanetaryComputer().sign(href) == href
 
 
-def test_a_token_is_renewed_ten_minutes_before_it_ends(tmp_path, monkeypatch):
-    with archive(tmp_path, monkeypatch, life_s=3600) as server:
+@pytest.mark.parametrize(
+    ("life_s", "still_s", "renewed_s"),
+    [
+        pytest.param(3600, 2950, 3050, id="ten minutes before it ends"),
+        pytest.param(300, 130, 170, id="a short one at half its life"),
+    ],
+)
+def test_a_token_is_renewed_before_it_ends(tmp_path, monkeypatch, life_s, still_s, renewed_s):
+    with archive(tmp_path, monkeypatch, life_s=life_s) as server:
         signer, now = PlanetaryComputer(), time.time()
         first = signer.sign(BLOB)
-        monkeypatch.setattr(signing.time, "time", lambda: now + 2950)
+        monkeypatch.setattr(signing.time, "time", lambda: now + still_s)
         assert signer.sign(BLOB) == first
-        monkeypatch.setattr(signing.time, "time", lambda: now + 3050)
-        assert signer.sign(BLOB) != first
-        assert len(server.sas.issued) == 2
-
-
-def test_a_token_that_lives_minutes_serves_for_half_of_them(tmp_path, monkeypatch):
-    with archive(tmp_path, monkeypatch, life_s=300) as server:
-        signer, now = PlanetaryComputer(), time.time()
-        first = signer.sign(BLOB)
-        monkeypatch.setattr(signing.time, "time", lambda: now + 130)
-        assert signer.sign(BLOB) == first
-        monkeypatch.setattr(signing.time, "time", lambda: now + 170)
+        monkeypatch.setattr(signing.time, "time", lambda: now + renewed_s)
         assert signer.sign(BLOB) != first
         assert len(server.sas.issued) == 2
 

@@ -9,20 +9,22 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
+import files
 import numpy as np
 import pytest
 import reference
 import rioxarray  # noqa: F401
 import xarray as xr
-from files import CORNER, ZONE, candidates, make_radar, make_scene, periods, region_around, scene_of
+from files import CORNER, ZONE, candidates, make_radar, make_scene, periods, read_stack, region_around, scene_of
 
 from pipeline.errors import InvalidInputError, TransientError
 from pipeline.read.access import Access
 from pipeline.read.composite import fill
 from pipeline.read.pieces import merge_boxes
 from pipeline.read.rank import MemoryRanks
-from pipeline.read.tiles import layer_boxes, needed_cells, open_tiles, read_stack
+from pipeline.read.tiles import layer_boxes, needed_cells, open_tiles
 from pipeline.read.windows import add_offset
 from pipeline.types import (
     Area,
@@ -45,19 +47,7 @@ BOX = Box(zone=ZONE, res_m=10, row=CORNER[0] - 41, col=CORNER[1] - 37, height=83
 CELLS = tuple(Cell(zone=ZONE, row=CORNER[0] // 2048 + i, col=CORNER[1] // 2048 + j) for i in (-1, 0) for j in (-1, 0))
 
 
-def stack_of(made_by_period, *, box=BOX, pool=None, access=LOCAL, ranks=None, extra=()):
-    scenes = {m.scene.id: m.scene for made in made_by_period for m in made} | {s.id: s for s in extra}
-    ids = {t: tuple(m.scene.id for m in made) for t, made in enumerate(made_by_period)}
-    with ThreadPoolExecutor(8) as threads:
-        return read_stack(
-            box=box,
-            periods=periods(len(made_by_period)),
-            candidates=candidates(CELLS, ids),
-            scenes=scenes,
-            access=access,
-            ranks=ranks or MemoryRanks(),
-            pool=pool or threads,
-        )
+stack_of = partial(files.stack_of, box=BOX)
 
 
 @pytest.fixture(name="made", scope="module")

@@ -43,7 +43,15 @@ BELOW_4 = "02.08"
 """A processing baseline before 04.00: DN without the +1000 offset."""
 FROM_4 = "05.10"
 """A processing baseline from 04.00: DN hold +1000."""
-MODEL = "random:v1.2-nano:7"
+MODEL = "random:v1.2-toy:7"
+FAST = (
+    "encode.patch_px=8",
+    "encode.window_px=64",
+    "encode.overlap_px=16",
+    "store.tile_px=256",
+    "encode.attention=sdpa",
+)
+"""Settings of small runs; one attention kernel, because a busy machine may measure another."""
 
 
 def real(name: str) -> Path:

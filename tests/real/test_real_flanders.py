@@ -26,19 +26,12 @@ from pipeline.run.status import tile_status
 from pipeline.types import DN_OFFSET, NODATA_CODE, Reason
 from pipeline.write.commit import Commits
 from tests.real import archive
-from tests.real.archive import RES_10, RES_20, earthpress
+from tests.real.archive import FAST, RES_10, RES_20, earthpress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 START, END = "2018-04-01", "2018-09-28"
-FAST = (
-    "encode.patch_px=8",
-    "encode.window_px=64",
-    "encode.overlap_px=16",
-    "store.tile_px=256",
-    "encode.attention=sdpa",
-)
 PICKED = (
     ("04-11", "04-19", "04-26"),  # overcast, clear, clear but one pixel
     ("05-01", "05-04", "05-06"),  # overcast, then two that score alike: the newer one is wanted

@@ -24,15 +24,8 @@ from pipeline.plan.planner import load_plan
 from pipeline.types import Box, Reason
 from pipeline.write.commit import Commits
 from tests.real import archive
-from tests.real.archive import RES_10, earthpress
+from tests.real.archive import FAST, RES_10, earthpress
 
-FAST = (
-    "encode.patch_px=8",
-    "encode.window_px=64",
-    "encode.overlap_px=16",
-    "store.tile_px=256",
-    "encode.attention=sdpa",
-)
 BOTH = "inputs.sensors=[sentinel2_l2a, sentinel1]"
 BACKSCATTER = "earthpress:backscatter"
 

@@ -12,11 +12,11 @@ from rasterio.windows import from_bounds
 
 from pipeline import api
 from pipeline.read.rank import MemoryRanks
-from pipeline.read.tiles import read_stack
 from pipeline.run.folder import access_of
 from pipeline.simulate.landscape import reflectance
 from pipeline.simulate.scenes import digital_numbers
 from pipeline.types import Box
+from tests.read.files import read_stack
 from tests.run.sampled import request_of
 
 CLEAR = (4, 5, 6)

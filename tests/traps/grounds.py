@@ -7,19 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rasterio.enums import Resampling
-from rasterio.io import MemoryFile
-from rasterio.vrt import WarpedVRT
 
 from pipeline.plan.items import scene_from_item
 from pipeline.read.access import Access
 from pipeline.read.rank import MemoryRanks
 from pipeline.read.rules import ReadRule
-from pipeline.read.tiles import read_stack
 from pipeline.read.windows import read_band
 from pipeline.types import Asset, Box, Cell
 from tests.plan.catalog_items import item
-from tests.read.files import CORNER, ZONE, candidates, periods, region_around, scene_of, write_cog
+from tests.read.files import CORNER, ZONE, candidates, periods, read_stack, region_around, scene_of, write_cog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,17 +77,3 @@ def stack_of(*scenes: Scene, rule: ReadRule = GIVEN, box: Box = REGION, access: 
             pool=pool,
             rule=rule,
         )
-
-
-def warped(pixels: NDArray, transform, target: Box, *, epsg: int | None = None, nodata: float = 0) -> NDArray:
-    """What GDAL's bilinear warper makes of (row, col) pixels over a lattice box."""
-    height, width = pixels.shape
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": pixels.dtype}
-    profile |= {"crs": f"EPSG:{epsg or target.epsg}", "transform": transform, "nodata": nodata}
-    options = {"crs": f"EPSG:{target.epsg}", "transform": target.transform, "nodata": nodata, "tolerance": 0.001}
-    options |= {"height": target.height, "width": target.width, "resampling": Resampling.bilinear}
-    with MemoryFile() as memory:
-        with memory.open(**profile) as file:
-            file.write(pixels, 1)
-        with memory.open() as file, WarpedVRT(file, **options) as vrt:
-            return vrt.read(1)

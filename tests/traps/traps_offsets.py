@@ -19,10 +19,11 @@ from pipeline.read.offsets import offset_key
 from pipeline.read.rank import MemoryRanks
 from pipeline.read.reads import Reads
 from pipeline.types import DN_OFFSET, Box, Layer, Stack
+from tests.gdal import warped
 from tests.plan.catalog_items import AREA, PERIODS, item
 from tests.read.files import make_scene, periods, scene_of
 from tests.servers.stac import StacServer
-from tests.traps.grounds import LOCAL, REGION, SMALL, blue, s2, warped, with_files
+from tests.traps.grounds import LOCAL, REGION, SMALL, blue, s2, with_files
 from tests.traps.traps import refuses, swap, trap
 
 BASELINE = "s2:processing_baseline"

@@ -18,8 +18,9 @@ from pipeline.read.rank import MemoryRanks
 from pipeline.read.reads import Reads
 from pipeline.read.windows import read_band
 from pipeline.types import Asset, Box, Layer
+from tests.gdal import warped
 from tests.read.files import make_scene, scene_of, write_cog
-from tests.traps.grounds import LOCAL, REGION, SMALL, blue, radar, stack_of, warped, with_files
+from tests.traps.grounds import LOCAL, REGION, SMALL, blue, radar, stack_of, with_files
 from tests.traps.traps import swap, trap
 
 # --- 6 and 7: one value per pixel, from the first scene that has any band there ---------------------------------------
