@@ -1,7 +1,7 @@
 """Feeding: how long a device waits for pixels, and what a large tile takes of the host's memory.
 
     python benchmarks/feed.py idle [--tiles 24] [--encoder-s 0.3] [--delay-ms 30]
-    python benchmarks/feed.py memory [--periods 12]
+    python benchmarks/feed.py memory [--periods 12] [--model random:v1.2-toy:0]
 
 ``idle``: tiles of 1024 px, one period, 12 bands, over a loopback server that waits ``delay-ms`` before every answer,
 read ahead as a run reads them (two tiles at once, 16 files at once), for an encoder that sleeps ``encoder-s`` per tile.
@@ -71,7 +71,7 @@ def write_catalog(folder: Path, url: str, *, periods: int, size_px: int, kinds: 
     return path
 
 
-def plan_of(folder: Path, catalog: Path, box: Box, *, periods: int, tile_px: int) -> Plan:
+def plan_of(folder: Path, catalog: Path, box: Box, *, periods: int, tile_px: int, model: str) -> Plan:
     lon, lat = lonlat(box.pad(-2))
     settings = load(
         None,
@@ -80,7 +80,7 @@ def plan_of(folder: Path, catalog: Path, box: Box, *, periods: int, tile_px: int
             "bbox": (min(lon), min(lat), max(lon), max(lat)),
             "start": START.date(),
             "end": (START + timedelta(days=30 * periods)).date(),
-            "model": "random:v1.2-nano:0",
+            "model": model,
             "output": str(folder / "out"),
             "inputs": {"catalog": str(catalog), "allow_private_hosts": True},
         },
@@ -110,7 +110,7 @@ def idle(args: argparse.Namespace) -> None:
         catalog = write_catalog(folder, server.url, periods=1, size_px=6 * 1024 + 600, kinds=1)
         row, col = -265 * 2048, 24 * 2048
         box = Box(zone=ZONE, res_m=10, row=row, col=col, height=rows * 1024, width=6 * 1024)
-        plan = plan_of(folder, catalog, box, periods=1, tile_px=1024)
+        plan = plan_of(folder, catalog, box, periods=1, tile_px=1024, model=args.model)
         report = {"tiles": len(plan.tasks), "encoder_s": args.encoder_s, "delay_ms": args.delay_ms}
         for label, ahead in (("read ahead", READERS), ("one after the other", 0)):
             begin = time.perf_counter()
@@ -130,7 +130,7 @@ def memory(args: argparse.Namespace) -> None:
         write_scenes(folder, 2, size_px=3 * 1024)
         catalog = write_catalog(folder, server.url, periods=args.periods, size_px=3 * 1024, kinds=2)
         box = Box(zone=ZONE, res_m=10, row=-265 * 2048, col=24 * 2048, height=2048, width=2048 + 256)
-        plan = plan_of(folder, catalog, box, periods=args.periods, tile_px=2048)
+        plan = plan_of(folder, catalog, box, periods=args.periods, tile_px=2048, model=args.model)
         outcome = api.run(plan, pictures=False)
         winners = [(r.tile_id, r.attempt) for r in Commits(Path(plan.output)).receipts()]
         summary = fold(ledger.read(plan.output), winners=winners, estimate=plan.estimate)
@@ -147,6 +147,7 @@ def main() -> None:
         ("periods", int, 12),
         ("encoder-s", float, 0.3),
         ("delay-ms", float, 30),
+        ("model", str, "random:v1.2-nano:0"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()

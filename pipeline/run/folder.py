@@ -31,6 +31,18 @@ def settings_of(plan: Plan) -> Settings:
     return Settings.model_validate_json(plan.settings)
 
 
+def credit_of(plan: Plan) -> str:
+    """What the archives ask to be said beside anything made of their data.
+
+    Sources: Copernicus Sentinel Data Legal Notice, 2 (derived products); USGS, "How to acknowledge or cite USGS data".
+    """
+    sensors = set(settings_of(plan).inputs.sensors)
+    words = ["contains modified Copernicus Sentinel data"] if sensors & {"sentinel2_l2a", "sentinel1"} else []
+    if "landsat" in sensors:
+        words.append("Landsat Level-1 courtesy of the U.S. Geological Survey")
+    return "; ".join(words)
+
+
 def encoder_arguments(plan: Plan) -> dict[str, Any]:
     """What an encoder of this plan is built with, beside its weights and threads."""
     inputs = settings_of(plan).inputs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.maps import probe as probes
-from pipeline.run.folder import settings_of, store_path
+from pipeline.run.folder import credit_of, settings_of, store_path
 from pipeline.types import BLOCK_PX, NODATA_CODE, PIXEL_M, Box, Plan, Receipt, Tile, canonical_json
 from pipeline.write import durable, geotiff, page, preview, store
 from pipeline.write.commit import Commits
@@ -137,7 +137,7 @@ def provenance(plan: Plan, **extra: str) -> tuple[tuple[str, str], ...]:
         "calibration": plan.calibration.hash,
         "start": plan.periods[0].start.isoformat(),
         "end": plan.periods[-1].end.isoformat(),
-        "source": "contains modified Copernicus Sentinel data",
+        "source": credit_of(plan),
     }
     return (("EARTHPRESS_PROVENANCE", canonical_json(facts | extra)), ("TIFFTAG_SOFTWARE", "earthpress"))
 

@@ -215,6 +215,7 @@ def grid_of(settings: Settings, card: ModelCard, *, periods: int, tile_px: int) 
         margin_px=margin_px,
         overlap_px=overlap_px,
         stitch=stitch,
+        sensors=settings.inputs.sensors,
     )
     spec = GridSpec(
         patch_px=encode.patch_px,

@@ -20,7 +20,7 @@ from pipeline.maps import probe as probes
 from pipeline.plan.estimate import total
 from pipeline.plan.planner import load_plan
 from pipeline.run import pictures
-from pipeline.run.folder import settings_of, store_path
+from pipeline.run.folder import credit_of, settings_of, store_path
 from pipeline.run.status import tile_status
 from pipeline.types import BLOCK_PX, PIXEL_M, Plan, Receipt, Task, Tile, canonical_json, content_hash
 from pipeline.write import durable, page
@@ -275,5 +275,5 @@ def _provenance_rows(plan: Plan) -> tuple[tuple[str, object], ...]:
         ("sensors", ", ".join(inputs.sensors)),
         ("catalogue", "; ".join(dict.fromkeys(inputs.catalog_of(name) for name in inputs.sensors))),
         ("collections", ", ".join(sorted({f"{s.collection} {s.quantity}".strip() for s in plan.scenes}))),
-        ("source data", "contains modified Copernicus Sentinel data"),
+        ("source data", credit_of(plan)),
     )
