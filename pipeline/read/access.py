@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import stat
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -87,18 +86,6 @@ class Access:
     signer: Signer = field(default_factory=PlanetaryComputer)
     requester_pays: bool = False
     backend: str = "rasterio"
-
-    @contextmanager
-    def open(self, asset: Asset, *, sign: bool, item: str = "") -> Iterator[rasterio.DatasetReader]:
-        """Open the file of ``asset`` for this thread; retries the opening, not what the caller does with it.
-
-        Raises:
-            InvalidInputError: The location is not allowed.
-            DataError: The file cannot be opened.
-            TransientError: The token service does not answer.
-        """
-        with ExitStack() as stack:
-            yield self._retry(asset, lambda path, env: _enter(stack, path, env), sign=sign, item=item)
 
     def read(self, asset: Asset, work: Callable[[rasterio.DatasetReader], T], *, sign: bool, item: str = "") -> T:
         """Open the file and run ``work`` on it, both again when either fails.
@@ -274,11 +261,3 @@ def _chain(err: BaseException | None) -> Iterator[str]:
     while err is not None:
         yield str(err)
         err = err.__cause__ or err.__context__
-
-
-def _enter(stack: ExitStack, path: str, env: Env) -> rasterio.DatasetReader:
-    with ExitStack() as trial:
-        trial.enter_context(rasterio.Env(**env))
-        dataset = trial.enter_context(open_file(path))
-        stack.push(trial.pop_all())
-        return dataset

@@ -120,18 +120,6 @@ def sensor(name: str, resampling: str = "bilinear") -> SensorSpec:
     raise InvalidInputError(f"sensor {name!r} cannot be read; known: {known}")
 
 
-def sensor_of(scenes: Iterable[Scene]) -> SensorSpec:
-    """The one sensor of ``scenes``; Sentinel-2 when there is no scene at all.
-
-    Raises:
-        InvalidInputError: Scenes of several sensors, or of an unknown one.
-    """
-    names = sorted({s.sensor for s in scenes})
-    if len(names) > 1:
-        raise InvalidInputError(f"scenes of several sensors in one stack: {', '.join(names)}; read them one by one")
-    return sensor(names[0]) if names else SENTINEL2_L2A
-
-
 def present(spec: SensorSpec, scenes: Iterable[Scene]) -> tuple[tuple[int, tuple[str, ...]], ...]:
     """The bands that any scene or alternate has, by layer, in model order.
 

@@ -67,11 +67,6 @@ def test_scenes_that_need_no_token_are_not_signed(server):
     assert access.signer.signed == 0
 
 
-def test_an_open_dataset_can_be_used_while_it_is_open(server):
-    with HTTP.open(Asset(band="B02", href=server.url("b.tif")), sign=False) as dataset:
-        assert dataset.shape == BOX.shape
-
-
 def settings(access, scheme="https", **changed):
     return environment(access.gdal, **({"scheme": scheme, "pays": False, "proxy": None} | changed))
 
