@@ -171,10 +171,32 @@ class EncodeSettings(_Section):
         description="Context on every side of what is kept; auto: half an overlap of 6 tokens (patch 8: 4), at most a "
         "quarter of the largest trained grid.",
     )
-    stitch: Literal["auto", "blend", "centre"] = Field(
+    ramp: int | Literal["auto"] = Field(
         "auto",
-        description="How overlapping windows become one field; auto: centre for models with absolute positions "
-        "(v1, v1.1), else blend.",
+        description="Tokens over which blended windows fade into each other, which is their overlap; auto: from the "
+        "seam that 'earthpress seams MODEL' measured (in store.calibration), else as overlap_px says.",
+    )
+    stitch: Literal["auto", "blend", "centre", "neighbourhood"] = Field(
+        "auto",
+        description="How one field is made: overlapping windows blended, the centre of each window, or neighbourhood: "
+        "no windows, every token attends to the box around it (v1.2, v1.3); auto: centre for models with absolute "
+        "positions (v1, v1.1), neighbourhood for v1.3, else blend.",
+    )
+    box_px: int | Literal["auto"] = Field(
+        "auto",
+        description="neighbourhood: side of the box that a token attends to; auto: 16 px, for v1.2 at patch 4 and 8 "
+        "32 and 64 px.",
+    )
+    core_px: Literal["auto", 256, 512, 1024, 2048] = Field(
+        "auto", description="neighbourhood: side of what one forward pass gives; auto: 256 on a CPU, 1024 on CUDA."
+    )
+    halo_px: int | Literal["auto", "exact"] = Field(
+        "auto",
+        description="neighbourhood: context read around that; exact: everything that attention can reach; auto: what "
+        "'earthpress reach MODEL' measured (in store.calibration), else exact.",
+    )
+    dense: Literal[1, 2] = Field(
+        1, description="2: encode at shifts of half a patch too, for vectors twice as close (four times the work)."
     )
     output: Literal["auto", "mean", "max", "location", "student", "student64"] = Field(
         "auto",
@@ -194,13 +216,10 @@ class EncodeSettings(_Section):
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on for CUDA.")
     batch_windows: int | Literal["auto"] = Field("auto", description="Windows per forward pass, fixed per store.")
 
-    def stitching(self, *, absolute: bool) -> str:
-        """``blend`` or ``centre``, for a model with or without absolute positions."""
-        return ("centre" if absolute else "blend") if self.stitch == "auto" else self.stitch
-
     def token_px(self, dims: int) -> int:
         """Side of a written vector in 10 m pixels: 1 or ``patch_px``."""
-        token = self.resolution == "token" or (self.resolution == "auto" and dims > MAX_PIXEL_DIMS)
+        wide = dims > MAX_PIXEL_DIMS and self.dense == 1  # shifted tokens lie between the pixels of a token store
+        token = self.resolution == "token" or (self.resolution == "auto" and wide)
         return self.patch_px if token else 1
 
     @model_validator(mode="after")
@@ -219,9 +238,43 @@ class EncodeSettings(_Section):
                 raise ValueError("encode.overlap_px and encode.margin_px say the same thing: give one of them")
         if isinstance(self.margin_px, int) and self.margin_px < 0:
             raise ValueError(f"encode.margin_px {self.margin_px} must not be negative")
+        self._check_ramp()
+        self._check_neighbourhood()
         if isinstance(self.batch_windows, int) and self.batch_windows < 1:
             raise ValueError(f"encode.batch_windows {self.batch_windows} must be at least 1")
         return self
+
+    def _check_ramp(self) -> None:
+        if self.ramp == "auto":
+            return
+        if self.ramp < 0:
+            raise ValueError(f"encode.ramp {self.ramp} must not be negative")
+        if self.overlap_px != "auto" or self.margin_px != "auto":
+            raise ValueError("encode.ramp, encode.overlap_px and encode.margin_px say the same thing: give one of them")
+
+    def _check_neighbourhood(self) -> None:
+        patch = self.patch_px
+        for name in ("box_px", "halo_px"):
+            side = getattr(self, name)
+            if isinstance(side, int) and (side < 0 or side % patch):
+                raise ValueError(f"encode.{name} {side} is not a multiple of encode.patch_px {patch}")
+        windows = ("window_px", "overlap_px", "margin_px", "ramp", "batch_windows")
+        boxes = ("box_px", "core_px", "halo_px")
+        useless = [f"encode.{name}" for name in windows if getattr(self, name) != "auto"]
+        if self.stitch == "neighbourhood" and useless:
+            raise ValueError(
+                f"{' and '.join(useless)} set windows, and encode.stitch=neighbourhood has none: set encode.box_px, "
+                "encode.core_px or encode.halo_px"
+            )
+        useless = [f"encode.{name}" for name in boxes if getattr(self, name) != "auto"]
+        if self.stitch in ("blend", "centre") and useless:
+            raise ValueError(f"{' and '.join(useless)} are for encode.stitch=neighbourhood, not for {self.stitch}")
+        if self.dense > 1 and self.resolution == "token":
+            raise ValueError(
+                "encode.dense=2 puts tokens between the pixels of a store of tokens: use encode.resolution=pixel"
+            )
+        if patch % self.dense:
+            raise ValueError(f"encode.dense {self.dense} needs an even encode.patch_px, not {patch}")
 
 
 class StoreSettings(_Section):
@@ -238,6 +291,11 @@ class MapSettings(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
     head: str = Field(description="File written by 'earthpress probe fit'.")
+    instability: bool = Field(
+        default=False,
+        description="Also write where overlapping windows disagree about the class, and how far their vectors lie "
+        "apart: further bands of the map, an error map without labels. Costs no encoder time.",
+    )
 
 
 class RunSettings(_Section):
@@ -254,6 +312,11 @@ class RunSettings(_Section):
     )
     read_ahead_bytes: int | Literal["auto"] = Field("auto", description="Bytes read ahead; auto: a quarter of memory.")
     max_degraded_pct: float = Field(20.0, ge=0, le=100, description="More degraded tiles than this: exit 65.")
+    max_seam_score: float | None = Field(
+        None,
+        ge=1,
+        description="A seam score whose whole interval lies above this: exit 65; null: the report warns above 1.15.",
+    )
     max_attempts: int = Field(3, ge=1, description="Attempts at a tile within one run, for errors that may pass.")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -424,6 +424,14 @@ class Numerics:
     attention: str = "sdpa"
 
 
+RESIZED_PX = 8
+"""Samples per side that an encoder reads of a patch: smaller ones are resized to it."""
+RESIZE_REACH_PX = 2
+"""Pixels around a patch that its resizing reads: taps lie within 2 px of a sample (``encode.patch.resize_matrix``)."""
+STITCHES = ("blend", "centre", "neighbourhood")
+"""Ways to make one field of many windows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridSpec:
     """The window lattice and the pixels of the store; all in 10 m pixels.
@@ -434,8 +442,13 @@ class GridSpec:
         overlap_px: Overlap of neighbouring windows, a multiple of ``patch_px``, smaller than ``window_px``.
         tile_px: Side of a tile.
         token_px: Side of a pixel of the store: 1, or ``patch_px`` for one vector per token.
-        stitch: ``blend`` (weighted mean of all windows over a token) or ``centre`` (each token from the window whose
-            centre is nearest).
+        stitch: ``blend`` (weighted mean of all windows over a token), ``centre`` (each token from the window whose
+            centre is nearest) or ``neighbourhood`` (every token attends to the box around it; a window is then a
+            domain: whole blocks, the core, with a halo around them).
+        box_px: ``neighbourhood``: side of the box that a token attends to, a multiple of ``patch_px``; else 0.
+        halo_px: ``neighbourhood``: what a domain reads north and west of its core; else 0.
+        dense: Sub-patch shifts per axis: every window is encoded at ``dense`` x ``dense`` offsets of
+            ``patch_px / dense``.
     """
 
     patch_px: int
@@ -444,12 +457,42 @@ class GridSpec:
     tile_px: int
     token_px: int = 1
     stitch: str = "blend"
+    box_px: int = 0
+    halo_px: int = 0
+    dense: int = 1
 
     def __post_init__(self) -> None:
         if self.token_px not in (1, self.patch_px):
             raise InvalidInputError(f"GridSpec.token_px is {self.token_px}, must be 1 or patch_px {self.patch_px}")
-        if self.stitch not in ("blend", "centre"):
-            raise InvalidInputError(f"GridSpec.stitch is {self.stitch!r}, must be 'blend' or 'centre'")
+        if self.stitch not in STITCHES:
+            raise InvalidInputError(f"GridSpec.stitch is {self.stitch!r}, must be one of {', '.join(STITCHES)}")
+        if self.dense < 1 or self.patch_px % self.dense or (self.dense > 1 and self.token_px > 1):
+            raise InvalidInputError(
+                f"GridSpec.dense {self.dense} must divide patch_px {self.patch_px}; a store of tokens cannot hold it"
+            )
+        self._check_domain()
+
+    def _check_domain(self) -> None:
+        if self.stitch != "neighbourhood":
+            if self.box_px or self.halo_px:
+                raise InvalidInputError(f"GridSpec.box_px and halo_px are for 'neighbourhood', not for {self.stitch!r}")
+            return
+        core, behind = self.stride_px, self.overlap_px - self.halo_px
+        sides = (self.box_px, self.halo_px, self.window_px)
+        if (
+            self.box_px < 1
+            or core < 1
+            or core % BLOCK_PX
+            or any(side % self.patch_px for side in sides)
+            or min(self.halo_px, behind) < self.margin_px
+            or self.box_px > self.window_px
+        ):
+            raise InvalidInputError(
+                f"GridSpec: a domain of {self.window_px} px with a core of {core} px, {self.halo_px} px in front and "
+                f"{behind} px behind it and boxes of {self.box_px} px at patch {self.patch_px}: the core must be "
+                f"whole blocks of {BLOCK_PX} px, all sides multiples of the patch, the halo at least "
+                f"{self.margin_px} px and the box no larger than the domain"
+            )
 
     @property
     def stride_px(self) -> int:
@@ -464,12 +507,49 @@ class GridSpec:
     @property
     def trim_px(self) -> int:
         """What a window loses in the north and in the west: whole tokens, about half the overlap, 0 for ``blend``."""
+        if self.stitch == "neighbourhood":
+            return self.halo_px
         return self.overlap_px // self.patch_px // 2 * self.patch_px if self.stitch == "centre" else 0
 
     @property
     def core_px(self) -> int:
         """Side of the part of a window that is used, from ``trim_px`` on."""
-        return self.stride_px if self.stitch == "centre" else self.window_px
+        return self.window_px if self.stitch == "blend" else self.stride_px
+
+    @property
+    def margin_px(self) -> int:
+        """What interpolation to pixels reads beyond the pixels that it fills: one token, none in a store of tokens."""
+        return self.patch_px if self.patch_px > 1 and self.token_px == 1 else 0
+
+    @property
+    def embed_px(self) -> int:
+        """What the resizing of a patch to 8 x 8 samples reads around it, pixels in whole tokens.
+
+        0 where nothing is resized, and for a domain, whose outermost tokens are halo.
+        """
+        if self.patch_px == RESIZED_PX or self.stitch == "neighbourhood":
+            return 0
+        return -(-RESIZE_REACH_PX // self.patch_px) * self.patch_px
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """(first token, tokens) along both axes that are kept of a window: the core, of a domain with its margin."""
+        margin = self.margin_px if self.stitch == "neighbourhood" else 0
+        return (self.trim_px - margin) // self.patch_px, (self.core_px + 2 * margin) // self.patch_px
+
+    @property
+    def step_px(self) -> int:
+        """Distance of neighbouring vectors of the stitched field, before interpolation to pixels."""
+        return self.patch_px // self.dense
+
+    @property
+    def summary(self) -> str:
+        """The lattice in a few words."""
+        shifts = f", {self.dense} x {self.dense} shifts" if self.dense > 1 else ""
+        if self.stitch == "neighbourhood":
+            halo = f"{self.halo_px} and {self.overlap_px - self.halo_px} px"
+            return f"patch {self.patch_px}, boxes {self.box_px}, domains {self.core_px} px, halo {halo}{shifts}"
+        return f"patch {self.patch_px}, window {self.window_px}, overlap {self.overlap_px}{shifts}"
 
     def on_store(self, box: Box) -> Box:
         """A 10 m box with edges at tokens, e.g. of a tile or a block, in pixels of the store."""
@@ -586,6 +666,58 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeamProfile:
+    """What was measured of a model about the seams of one shape: of windows (``rho``) or of domains (``halo_px``).
+
+    Attributes:
+        patch_px: Side of a token.
+        periods: Time steps.
+        sensors: What the model was fed with.
+        window_px: Side of the windows; 0: of neighbourhood domains.
+        overlap_px: Overlap of the windows.
+        box_px: Side of the boxes of neighbourhood attention; 0: of windows.
+        rho: Mean step between tokens where one centre crop meets the next, over that of the same ground inside a crop.
+        rho_dim: The same of the worst dimension.
+        rho_range: Smallest and largest ``rho`` of a single place.
+        halo_px: Context around a domain of which the edge error is within the tolerance: north and west of the first
+            kept token; south and east as much, but no more than attention reaches.
+        edge: (share of int8 codes changed, mean absolute code step) at the edge with that halo.
+        tolerance: What ``edge`` had to keep to.
+        sample: What it was measured on.
+    """
+
+    patch_px: int
+    periods: int
+    sensors: tuple[str, ...]
+    window_px: int = 0
+    overlap_px: int = 0
+    box_px: int = 0
+    rho: float = 0.0
+    rho_dim: float = 0.0
+    rho_range: tuple[float, float] = (0.0, 0.0)
+    halo_px: int = 0
+    edge: tuple[float, float] = (0.0, 0.0)
+    tolerance: tuple[float, float] = (0.0, 0.0)
+    sample: str = ""
+
+    def __post_init__(self) -> None:
+        sides = (self.window_px, self.overlap_px, self.box_px, self.halo_px)
+        if self.patch_px < 1 or self.periods < 1 or min(sides) < 0 or any(side % self.patch_px for side in sides):
+            raise InvalidInputError(f"SeamProfile: sides {sides} px are not whole patches of {self.patch_px} px")
+        if (self.window_px > 0) == (self.box_px > 0):
+            raise InvalidInputError(
+                f"SeamProfile is of windows ({self.window_px} px) or of boxes ({self.box_px} px): one of them is 0"
+            )
+        if self.window_px and not (0 < self.rho < np.inf and 0 < self.rho_dim < np.inf):
+            raise InvalidInputError(f"SeamProfile of windows needs rho above 0, got {self.rho} and {self.rho_dim}")
+
+    @property
+    def key(self) -> tuple[int, int, tuple[str, ...], int, int]:
+        """What a later measurement replaces: patch, periods, sensors, window and box."""
+        return self.patch_px, self.periods, self.sensors, self.window_px, self.box_px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """How floats become int8 codes: one symmetric linear scale per dimension.
 
@@ -597,6 +729,7 @@ class Calibration:
         patch_px: Patch it belongs to.
         output: Which vector of the model, see ``ModelCard.output``.
         sensors: What the model is fed with.
+        seams: What was measured of the model's seams, sorted; it decides no code and is not part of ``hash``.
     """
 
     scale: tuple[float, ...]
@@ -606,11 +739,17 @@ class Calibration:
     patch_px: int
     output: str = "mean"
     sensors: tuple[str, ...] = ("sentinel2_l2a",)
+    seams: tuple[SeamProfile, ...] = ()
 
     @property
     def hash(self) -> str:
         """Content hash; a store accepts only data of its own."""
-        return content_hash(asdict(self))
+        return content_hash({name: value for name, value in asdict(self).items() if name != "seams"})
+
+    def with_seams(self, *profiles: SeamProfile) -> Calibration:
+        """The same scales with more measurements; one of the same key is replaced, the last one given counts."""
+        known = {profile.key: profile for profile in (*self.seams, *profiles)}
+        return replace(self, seams=tuple(known[key] for key in sorted(known)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import load, valid_keys
 from pipeline.errors import ConfigError
+from pipeline.run.prepare import stitching
 
 
 @pytest.mark.parametrize(
@@ -72,10 +73,41 @@ def test_overlap_and_margin_exclude_each_other():
 
 def test_stitching_and_resolution_follow_the_model():
     encode = load(None).encode
-    assert (encode.stitching(absolute=True), encode.stitching(absolute=False)) == ("centre", "blend")
+    assert [stitching(encode, version=v) for v in ("v1", "v1.1", "v1.2", "v1.3")] == [
+        "centre",
+        "centre",
+        "blend",
+        "neighbourhood",
+    ]
     assert (encode.token_px(192), encode.token_px(768)) == (1, encode.patch_px)
     fixed = load(None, overrides=["encode.stitch=blend", "encode.resolution=pixel"]).encode
-    assert (fixed.stitching(absolute=True), fixed.token_px(768)) == ("blend", 1)
+    assert (stitching(fixed, version="v1"), fixed.token_px(768)) == ("blend", 1)
+    dense = load(None, overrides=["encode.dense=2"]).encode
+    assert dense.token_px(768) == 1  # shifted tokens do not fit a store of tokens
+
+
+def test_windows_that_are_set_are_windows_for_every_version():
+    encode = load(None, overrides=["encode.window_px=32"]).encode
+    assert stitching(encode, version="v1.3") == "blend"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["encode.stitch=neighbourhood", "encode.window_px=64"], "encode.window_px set windows"),
+        (["encode.stitch=neighbourhood", "encode.ramp=3", "encode.batch_windows=4"], "ramp and encode.batch_windows"),
+        (["encode.stitch=blend", "encode.box_px=16"], "encode.box_px are for encode.stitch=neighbourhood"),
+        (["encode.box_px=18"], "encode.box_px 18 is not a multiple"),
+        (["encode.halo_px=-4"], "encode.halo_px -4 is not a multiple"),
+        (["encode.ramp=-1"], "must not be negative"),
+        (["encode.ramp=2", "encode.overlap_px=8"], "give one of them"),
+        (["encode.dense=2", "encode.resolution=token"], "use encode.resolution=pixel"),
+        (["encode.dense=2", "encode.patch_px=1"], "needs an even encode.patch_px"),
+    ],
+)
+def test_settings_of_stitching_that_exclude_each_other_are_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        load(None, overrides=overrides)
 
 
 def test_two_maps_of_one_name_are_refused():

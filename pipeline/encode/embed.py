@@ -8,7 +8,8 @@ for one (window, patch, dates) and therefore part of the bias.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import date
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,9 +21,14 @@ from pipeline.encode.patch import KERNEL_PX, resize_matrix, token_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import date
 
     from pipeline.encode.checkpoint import Checkpoint, EncoderConfig
+
+SQUARE = 16
+"""Tokens along a side of what is embedded at once: large enough for matrix products, small enough that little beyond
+the windows of a tile is embedded."""
+ANY_DATE = date(2020, 1, 1)
+"""Embedded patches know no date; encodings are added where windows are."""
 
 
 class PatchEmbed(nn.Module):
@@ -41,13 +47,18 @@ class PatchEmbed(nn.Module):
         patch_px: int,
         dates: Sequence[date],
         dtype: torch.dtype,
+        margin_px: int = 0,
     ) -> None:
-        """Build for one shape; arguments as for ``Encoder``."""
+        """Build for one shape; arguments as for ``Encoder``.
+
+        With ``margin_px`` (a multiple of the patch) pixels come with as much more on every side, which resizing reads
+        and no token holds.
+        """
         super().__init__()
         config, tensors = checkpoint.config, checkpoint.tensors
         self.resized = patch_px != KERNEL_PX
         if self.resized:
-            rows, cols = (torch.from_numpy(resize_matrix(side, patch_px)).float() for side in window_px)
+            rows, cols = (_resize(side, patch_px, margin_px=margin_px) for side in window_px)
             self.register_buffer("rows", rows)
             self.register_buffer("cols", cols.T.contiguous())
         groups = config.sensor(sensor).band_sets
@@ -62,14 +73,70 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(window, time, band, row, col) float32 to (window, token, dim) float32."""
+        return self.placed(self.patches(pixels))
+
+    def placed(self, patches: torch.Tensor) -> torch.Tensor:
+        """Add what depends on date and place: ``patches`` to (window, token, dim) float32."""
+        return (patches + self.bias).flatten(1, 4)
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(window, time, band, row, col) float32 to (window, time, token_row, token_col, band set, dim) float32.
+
+        The embedded patches alone: equal pixels give equal vectors at every place and date.
+        """
         x = torch.matmul(pixels, self.cols) if self.resized else pixels  # (w, t, band, row, 8 gw)
         x = x.permute(0, 1, 3, 4, 2).flatten(-2)  # (w, t, row, 8 gw band)
         x = torch.matmul(self.rows, x) if self.resized else x  # (w, t, 8 gh, 8 gw band)
         x = torch.unflatten(torch.unflatten(x, -1, (-1, KERNEL_PX, pixels.shape[2])), 2, (-1, KERNEL_PX))
         x = x.transpose(3, 4)  # (w, t, gh, gw, 8, 8, band)
         parts = [module(group) for module, group in zip(self.sets, torch.split(x, self.sizes, dim=-1), strict=True)]
-        x = torch.stack(parts, dim=-2) if len(parts) > 1 else parts[0].unsqueeze(-2)  # (w, t, gh, gw, band set, dim)
-        return (x + self.bias).flatten(1, 4)
+        return torch.stack(parts, dim=-2) if len(parts) > 1 else parts[0].unsqueeze(-2)
+
+
+class Squares(nn.Module):
+    """Squares of the token lattice to embedded patches, each once, for all windows over them.
+
+    A square is ``SQUARE`` x ``SQUARE`` tokens and comes with the pixels around it that resizing reads, so that a patch
+    is embedded as in the middle of an endless image: the border of a window leaves no trace.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, patch_px: int, margin_px: int, sensors: tuple[str, ...], dtype: torch.dtype
+    ) -> None:
+        """Build for one patch; ``margin_px`` as ``GridSpec.embed_px``, other arguments as for ``Encoder``."""
+        super().__init__()
+        side = SQUARE * patch_px
+        self.embeds = nn.ModuleList(
+            PatchEmbed(
+                checkpoint,
+                sensor=name,
+                window_px=(side, side),
+                patch_px=patch_px,
+                dates=(ANY_DATE,),
+                dtype=dtype,
+                margin_px=margin_px,
+            )
+            for name in sensors
+        )
+
+    def forward(self, pixels: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Embed squares.
+
+        Args:
+            pixels: One (square, time, band, row, col) float32 per sensor, ``SQUARE`` patches and the margin wide.
+
+        Returns:
+            One (square, time, SQUARE, SQUARE, band set, dim) float32 per sensor.
+        """
+        pairs = zip(self.embeds, pixels, strict=True)
+        return tuple(cast("PatchEmbed", embed).patches(part) for embed, part in pairs)
+
+
+def _resize(side: int, patch_px: int, *, margin_px: int) -> torch.Tensor:
+    """(samples, pixels and margins) float32 of one axis."""
+    matrix = torch.from_numpy(resize_matrix(side + 2 * margin_px, patch_px)).float()
+    cut = margin_px * KERNEL_PX // patch_px
+    return matrix[cut : len(matrix) - cut].contiguous()
 
 
 class Samples(nn.Module):

@@ -5,6 +5,7 @@ encoder with the plain forward pass of ``plain`` on structured input with six ir
 and with tokens and a whole period missing, which are different code paths and different compiled graphs. The error must
 be small against the error that missing positions would make; it must not point towards any known fault, which finds a
 fault of one axis even where rounding is larger; and a window must give the same bytes at every position of the batch.
+An encoder whose tokens attend to boxes is compared on a domain larger than a box, the plain one with an explicit mask.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pipeline.encode import plain
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,9 @@ DATES = (
 """Irregular, over a year's end, so that a wrong order, unit or origin of time shows."""
 MAX_CELLS = 6
 """Token rows and columns of the gate's window: enough to see positions, cheap at every patch size."""
+MAX_TOKENS = 1000
+"""Tokens for which all ``DATES`` are used; domains with more take fewer dates, because every pair of tokens has a score
+in the plain pass."""
 LIMIT = 0.25
 """Largest error allowed, as a share of the error of an encoder whose positions are all missing; also the largest share
 of any fault that the error may contain. bfloat16 makes 0.006 to 0.10 with random weights of the released sizes."""
@@ -53,6 +57,7 @@ RIGHT = "right"
 BLIND = "missing positions"
 """The fault that errors are measured against."""
 SWAPPED = "swapped rows and columns"
+BOUNDLESS = "attention beyond the box"
 LOCATIONS = ("location", "student", "student64")
 """Outputs whose field are the pooler's location tokens."""
 
@@ -107,9 +112,24 @@ class GateReport:
         return f"error {self.worst.error:.2g}, {self.ratio:.2g} of what missing positions make (limit {self.limit:g})"
 
 
-def gate_window(window_px: int, patch_px: int) -> int:
-    """Side of the gate's window, pixels: the run's, cut to ``MAX_CELLS`` tokens."""
-    return min(window_px, MAX_CELLS * patch_px)
+def gate_window(window_px: int, patch_px: int, box_px: int = 0) -> int:
+    """Side of the gate's window, pixels: the run's, cut to ``MAX_CELLS`` tokens, or to two more than a box has.
+
+    >>> gate_window(96, 4), gate_window(512, 4, 32), gate_window(512, 8, 16)
+    (24, 40, 48)
+    """
+    return min(window_px, max(MAX_CELLS * patch_px, box_px + 2 * patch_px if box_px else 0))
+
+
+def gate_dates(window_px: int, patch_px: int, sensors: int) -> tuple[date, ...]:
+    """The dates of the gate's window: ``DATES``, or the least around the year's end if its tokens are too many.
+
+    >>> len(gate_dates(48, 8, 3)), [day.isoformat() for day in gate_dates(18, 1, 1)]
+    (6, ['2021-11-01', '2021-12-20', '2022-01-10'])
+    """
+    count = max(2, min(len(DATES), MAX_TOKENS // ((window_px // patch_px) ** 2 * sensors)))
+    first = max(0, 4 - count)  # the fourth date is the first of the new year
+    return DATES[first : first + count]
 
 
 def check(
@@ -123,11 +143,14 @@ def check(
     sensors: tuple[str, ...] = ("sentinel2_l2a",),
     output: str | None = None,
     core: tuple[int, int] | None = None,
+    box_px: int = 0,
+    margin: int = 0,
+    dates: tuple[date, ...] = DATES,
 ) -> GateReport:
     """Compare an encoder with the plain forward pass.
 
     Args:
-        run: The encoder as it will run, built for ``DATES`` and ``window_px``: one (window, time, band, row, col)
+        run: The encoder as it will run, built for ``dates`` and ``window_px``: one (window, time, band, row, col)
             float32 CPU tensor per sensor, and visible (window, sensor, time, token_row, token_col) bool or None, to
             (window, token_row, token_col, dim), the field of ``Encoder.forward``.
         checkpoint: Its model.
@@ -138,19 +161,38 @@ def check(
         sensors: Which sensors, in the order of the pixels.
         output: What the field is of; None: as the checkpoint's card says.
         core: (first token, tokens) along both axes of those that the encoder computes; None: all.
+        box_px: Side of the box that a token attends to, smaller than the window; 0: tokens attend to all of it.
+        margin: Tokens on every side that the pixels have more than the window: for an encoder whose patches are cut out
+            of something larger, so that resizing never sees the border of a window.
+        dates: Of the periods, see ``gate_dates``.
 
     Raises:
+        InvalidInputError: The window is no larger than a box, so that boxes would not show.
         DeviceError: The error is too large, or the batch position changes the result.
     """
     side = window_px // patch_px
-    pixels, gaps = structured_pixels(checkpoint, sensors, window_px=window_px), structured_visible(len(sensors), side)
+    if box_px and box_px >= window_px:
+        raise InvalidInputError(f"the gate's window of {window_px} px must be larger than the box of {box_px} px")
+    whole_px = window_px + 2 * margin * patch_px
+    pixels = structured_pixels(checkpoint, sensors, window_px=whole_px, periods=len(dates))
+    gaps = structured_visible(len(sensors), side, periods=len(dates))
     equal, turns = _outputs(run, pixels, gaps, batch_windows=batch_windows)
     inside = _inside(side, core)
     shown = inside & gaps[0].any(dim=0).any(dim=0)  # what a cell without any visible token holds does not matter
     _same_at_every_position(equal[:, inside], turns[:, shown])
     output = checkpoint.card.output if output is None else output
     whole, holed = (
-        _Plain(checkpoint, pixels, visible, sensors=sensors, patch_px=patch_px, output=output)
+        _Plain(
+            checkpoint,
+            pixels,
+            visible,
+            sensors=sensors,
+            dates=dates,
+            patch_px=patch_px,
+            output=output,
+            box=box_px // patch_px or None,
+            margin=margin,
+        )
         for visible in (None, gaps)
     )
     cases = [
@@ -166,7 +208,9 @@ def check(
     return report
 
 
-def structured_pixels(checkpoint: Checkpoint, sensors: tuple[str, ...], *, window_px: int) -> tuple[torch.Tensor, ...]:
+def structured_pixels(
+    checkpoint: Checkpoint, sensors: tuple[str, ...], *, window_px: int, periods: int = len(DATES)
+) -> tuple[torch.Tensor, ...]:
     """One window per sensor of waves and noise, different in every band and period.
 
     Each (1, time, band, row, col) float32, normalised.
@@ -175,7 +219,7 @@ def structured_pixels(checkpoint: Checkpoint, sensors: tuple[str, ...], *, windo
     row, col = np.meshgrid(np.arange(window_px), np.arange(window_px), indexing="ij")
     found = []
     for sensor in sensors:
-        shape = (len(DATES), len(checkpoint.config.bands(sensor)), 1, 1)
+        shape = (periods, len(checkpoint.config.bands(sensor)), 1, 1)
         level, phase = rng.normal(0.4, 0.15, shape), rng.uniform(0, 2 * np.pi, shape)
         wave = np.sin(row * rng.uniform(0.05, 0.5, shape) + col * rng.uniform(-0.5, 0.5, shape) + phase)
         noise = rng.standard_normal((*shape[:2], window_px, window_px))
@@ -183,13 +227,13 @@ def structured_pixels(checkpoint: Checkpoint, sensors: tuple[str, ...], *, windo
     return tuple(found)
 
 
-def structured_visible(sensors: int, side: int) -> torch.Tensor:
+def structured_visible(sensors: int, side: int, *, periods: int = len(DATES)) -> torch.Tensor:
     """What a real window may lack: (1, sensor, time, token_row, token_col) bool.
 
     Single tokens of every sensor, a whole period of the first, half of the area of the last of several sensors, and one
     cell in every period; every other cell has a token.
     """
-    visible = np.random.default_rng(7).random((sensors, len(DATES), side, side)) < 0.7
+    visible = np.random.default_rng(7).random((sensors, periods, side, side)) < 0.7
     visible[0, 1] = False
     if sensors > 1:
         visible[-1, :, :, : side // 2] = False
@@ -240,37 +284,39 @@ class _Plain:
         visible: torch.Tensor | None,
         *,
         sensors: tuple[str, ...],
+        dates: tuple[date, ...],
         patch_px: int,
         output: str,
+        box: int | None,
+        margin: int,
     ) -> None:
         self._checkpoint, self._pixels, self._visible = checkpoint, pixels, visible
-        self._sensors, self._patch_px, self._output = sensors, patch_px, output
-        side = pixels[0].shape[-1] // patch_px
-        right = plain.places(checkpoint.config, DATES, (side, side), patch_px=patch_px)
-        self._places = {RIGHT: right} | faults(right, pooled=output in LOCATIONS)
-        self._passes: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._shape: dict[str, Any] = {"sensors": sensors, "dates": dates, "patch_px": patch_px, "margin": margin}
+        self._output = output
+        side = pixels[0].shape[-1] // patch_px - 2 * margin
+        right = plain.places(checkpoint.config, dates, (side, side), patch_px=patch_px)
+        told = {RIGHT: right} | faults(right, pooled=output in LOCATIONS)
+        self._told = {name: (at, box) for name, at in told.items()}
+        if box is not None:
+            self._told[BOUNDLESS] = (right, None)
+        self._passes: dict[tuple[int, int | None], tuple[torch.Tensor, ...]] = {}
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Names of the known faults."""
-        return tuple(name for name in self._places if name != RIGHT)
+        return tuple(name for name in self._told if name != RIGHT)
 
     def field(self, name: str) -> torch.Tensor:
         """(row, col, dim) float32 as it should be (``RIGHT``) or with a fault."""
-        at = self._places[name]
+        at, box = self._told[name]
+        key = (id(at.tokens), box)  # faults of the pooler share the right tokens
         with torch.inference_mode():
-            if id(at.tokens) not in self._passes:  # faults of the pooler share the right tokens
-                self._passes[id(at.tokens)] = plain.tokens(
-                    self._checkpoint,
-                    self._pixels,
-                    self._visible,
-                    sensors=self._sensors,
-                    dates=DATES,
-                    patch_px=self._patch_px,
-                    at=at,
+            if key not in self._passes:
+                self._passes[key] = plain.tokens(
+                    self._checkpoint, self._pixels, self._visible, at=at, box=box, **self._shape
                 )
-            found = self._passes[id(at.tokens)]
-            return plain.field(self._checkpoint, found, self._visible, output=self._output, at=at)[0]
+            found = self._passes[key]
+            return plain.field(self._checkpoint, found, self._visible, output=self._output, at=at, box=box)[0]
 
 
 def _inside(side: int, core: tuple[int, int] | None) -> torch.Tensor:

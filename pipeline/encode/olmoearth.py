@@ -14,7 +14,7 @@ at the first date.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -180,7 +180,10 @@ class Encoder(nn.Module):
                 when all are visible. A window without any gives zeros or, with torch's attention, numbers to ignore.
         """
         parts = (pixels,) if isinstance(pixels, torch.Tensor) else pixels
-        x = [embed(part) for embed, part in zip(self.embeds, parts, strict=True)]
+        return self._encode([embed(part) for embed, part in zip(self.embeds, parts, strict=True)], visible)
+
+    def _encode(self, x: list[torch.Tensor], visible: torch.Tensor | None) -> torch.Tensor:
+        """One (window, token, dim) per sensor to every token after the final norm."""
         stream = torch.cat(x, dim=1) if len(x) > 1 else x[0]  # (window, token, dim)
         keys = None if visible is None else self.flat(visible)
         for block in self.blocks:
@@ -235,7 +238,20 @@ class Encoder(nn.Module):
             (window, token_row, token_col, ``field_dims``) float32; zeros outside the core; zeros (``location``:
             undefined) where no token of a patch is visible.
         """
-        tokens = self.encode(pixels, visible)
+        return self._pooled(self.encode(pixels, visible), visible)
+
+    def from_patches(self, patches: tuple[torch.Tensor, ...], visible: torch.Tensor | None = None) -> torch.Tensor:
+        """As ``forward``, from patches that are embedded already (``embed.Squares``).
+
+        Args:
+            patches: One (window, time, token_row, token_col, band set, dim) float32 per sensor.
+            visible: As for ``encode``.
+        """
+        pairs = zip(self.embeds, patches, strict=True)
+        placed = [cast("PatchEmbed", embed).placed(part) for embed, part in pairs]
+        return self._pooled(self._encode(placed, visible), visible)
+
+    def _pooled(self, tokens: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
         if self.pooler is not None:
             field = self.pooler(tokens, None if visible is None else self.flat(visible))
             grid = self.field_grid if self.core is None else (self.core[1], self.core[1])
@@ -290,6 +306,19 @@ class Encoder(nn.Module):
             return top
         some = torch.stack([part for part in seen if part is not None]).any(dim=0)
         return torch.where(some.unsqueeze(-1), top, 0.0)
+
+
+class FromPatches(nn.Module):
+    """An encoder whose windows come as embedded patches: what runs, and what is compiled."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder."""
+        super().__init__()
+        self.encoder, self.field_dims = encoder, encoder.field_dims
+
+    def forward(self, patches: tuple[torch.Tensor, ...], visible: torch.Tensor | None = None) -> torch.Tensor:
+        """See ``Encoder.from_patches``."""
+        return self.encoder.from_patches(patches, visible)
 
 
 class Head(nn.Module):

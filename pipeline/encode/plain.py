@@ -5,7 +5,8 @@ patch embedding, encodings, blocks with interleaved rotary pairs and an explicit
 folded, precomputed or shared with ``olmoearth``, ``pooler``, ``rope`` or ``patch``, so that a mistake there cannot hide
 here too. Hidden tokens are left out of the sequence, window by window; the encoder masks them instead.
 
-Where the tokens are is an argument (``Places``): the start-up gate plants its faults there.
+Where the tokens are is an argument (``Places``): the start-up gate plants its faults there. So is the box of cells that
+a token attends to, by an explicit mask over all pairs; without one it attends to the whole window.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def tokens(
     dates: Sequence[date],
     patch_px: int,
     at: Places,
+    box: int | None = None,
+    margin: int = 0,
 ) -> tuple[torch.Tensor, ...]:
     """Every token after the final norm, one tensor per sensor: (window, time, row, col, band_set, dim) float32.
 
@@ -94,20 +97,26 @@ def tokens(
         dates: Model date of each period.
         patch_px: Side of a token.
         at: Where the tokens are, see ``places``.
+        box: Rows and columns of cells that a token attends to, see ``in_box``; None: the whole window.
+        margin: Cells on every side that the pixels have more; they are embedded and then cut off, so that the window's
+            border leaves no trace in the tokens.
     """
     config, weights = checkpoint.config, checkpoint.tensors
     found = tuple(
-        _embed(weights, x, config=config, sensor=name, patch_px=patch_px)
+        _embed(weights, x, config=config, sensor=name, patch_px=patch_px, margin=margin)
         + _encoding(weights, config=config, sensor=name, dates=dates, at=at.tokens)
         for x, name in zip(pixels, sensors, strict=True)
     )
+    cells = _cells(at.tokens.shape[1:3])
     for window in range(len(found[0])):
         shown = [torch.ones_like(x[window, ..., 0], dtype=torch.bool) for x in found]
         if visible is not None:
             shown = [seen & visible[window, i, ..., None] for i, seen in enumerate(shown)]
         x = torch.cat([x[window][seen] for x, seen in zip(found, shown, strict=True)])  # (token, dim)
         coords = torch.cat([at.tokens.unsqueeze(3).expand(*seen.shape, 3)[seen] for seen in shown])
-        x = _blocks(weights, x, coords, config=config)
+        where = torch.cat([cells[:, :, None].expand(*seen.shape, 2)[seen] for seen in shown])
+        mask = None if box is None else in_box(where, where, grid=at.tokens.shape[1:3], box=box)
+        x = _blocks(weights, x, coords, config=config, mask=mask)
         for out, seen, part in zip(found, shown, torch.split(x, [int(seen.sum()) for seen in shown]), strict=True):
             out[window] = 0
             out[window][seen] = part
@@ -121,6 +130,7 @@ def field(
     *,
     output: str,
     at: Places,
+    box: int | None = None,
 ) -> torch.Tensor:
     """Turn tokens into one vector per cell: (window, row, col, dim) float32, the field that ``Encoder`` returns.
 
@@ -134,12 +144,13 @@ def field(
         visible: As for ``tokens``.
         output: ``mean``, ``max``, ``location``, ``student`` or ``student64``.
         at: Where the tokens are.
+        box: As for ``tokens``, for the pooler: of a location token the box of its cell.
 
     Raises:
         InvalidInputError: The model has no location tokens.
     """
     if output not in ("mean", "max"):
-        return _locations(checkpoint, found, visible, at=at)
+        return _locations(checkpoint, found, visible, at=at, box=box)
     if visible is None:
         windows, periods, rows, cols = found[0].shape[:4]
         visible = torch.ones(windows, len(found), periods, rows, cols, dtype=torch.bool)
@@ -167,6 +178,27 @@ def student(checkpoint: Checkpoint, locations: torch.Tensor, *, dims: int | None
     return x[..., :dims]
 
 
+def in_box(asks: torch.Tensor, answers: torch.Tensor, *, grid: Sequence[int], box: int) -> torch.Tensor:
+    """Which of ``answers`` (key, 2) lie in the boxes around ``asks`` (query, 2), rows and columns: (query, key) bool.
+
+    Along an axis of n cells the box of cell i begins at ``clip(i - box // 2, 0, n - box)``.
+
+    >>> cells = torch.tensor([[0, i] for i in range(5)])
+    >>> in_box(cells, cells, grid=(1, 5), box=1).int().diagonal().tolist()
+    [1, 1, 1, 1, 1]
+    """
+    mask = torch.ones(len(asks), len(answers), dtype=torch.bool)
+    for axis, n in enumerate(grid):
+        first = (asks[:, axis] - box // 2).clamp(0, n - box)[:, None]
+        mask &= (answers[None, :, axis] >= first) & (answers[None, :, axis] < first + box)
+    return mask
+
+
+def _cells(grid: Sequence[int]) -> torch.Tensor:
+    """(row, col, 2) indices of the cells of a grid."""
+    return torch.stack(torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"), dim=-1)
+
+
 def _days(day: date) -> float:
     return (day.year - 2000) * DAYS_PER_YEAR + DAYS_BEFORE_MONTH[day.month - 1] + day.day - 1
 
@@ -175,9 +207,9 @@ def _days(day: date) -> float:
 
 
 def _embed(
-    weights: Weights, pixels: torch.Tensor, *, config: EncoderConfig, sensor: str, patch_px: int
+    weights: Weights, pixels: torch.Tensor, *, config: EncoderConfig, sensor: str, patch_px: int, margin: int = 0
 ) -> torch.Tensor:
-    """(window, time, band, row, col) to (window, time, token_row, token_col, band_set, dim)."""
+    """(window, time, band, row, col) to (window, time, token_row, token_col, band_set, dim) without the margin."""
     sets, counts = [], [len(group) for group in config.sensor(sensor).band_sets]
     for index, bands in enumerate(torch.split(pixels, counts, dim=2)):
         stem = patch_stem(sensor, index)
@@ -191,7 +223,8 @@ def _embed(
             x = F.conv2d(x, weights[f"{stem}.proj.weight"], weights[f"{stem}.proj.bias"], stride=SAMPLES)
             x = x.permute(0, 2, 3, 1)
         sets.append(torch.unflatten(x, 0, pixels.shape[:2]))
-    return torch.stack(sets, dim=4)
+    x = torch.stack(sets, dim=4)
+    return x[:, :, margin : x.shape[2] - margin, margin : x.shape[3] - margin]
 
 
 def _resized(x: torch.Tensor, *, patch_px: int) -> torch.Tensor:
@@ -231,7 +264,9 @@ def _waves(x: torch.Tensor, width: int) -> torch.Tensor:
 # --- blocks and pooler -----------------------------------------------------------------------------------------------
 
 
-def _blocks(weights: Weights, x: torch.Tensor, coords: torch.Tensor, *, config: EncoderConfig) -> torch.Tensor:
+def _blocks(
+    weights: Weights, x: torch.Tensor, coords: torch.Tensor, *, config: EncoderConfig, mask: torch.Tensor | None
+) -> torch.Tensor:
     """(token, dim) at (token, 3) coordinates through all blocks and the final norm."""
     for i in range(config.depth):
         stem, turn = f"blocks.{i}", None
@@ -239,12 +274,17 @@ def _blocks(weights: Weights, x: torch.Tensor, coords: torch.Tensor, *, config: 
             frequencies = weights[f"{stem}.attn.rope_mixed_freqs"]  # (3, head, pair)
             turn = (coords.nan_to_num(0.0)[:, :, None, None] * frequencies).sum(dim=1).transpose(0, 1)
         h = _norm(weights, f"{stem}.norm1", x)
-        x = _block(weights, stem, x, asks=h, answers=h, heads=config.heads, turns=(turn, turn))
+        x = _block(weights, stem, x, asks=h, answers=h, heads=config.heads, turns=(turn, turn), mask=mask)
     return _norm(weights, "norm", x)
 
 
 def _locations(
-    checkpoint: Checkpoint, found: Sequence[torch.Tensor], visible: torch.Tensor | None, *, at: Places
+    checkpoint: Checkpoint,
+    found: Sequence[torch.Tensor],
+    visible: torch.Tensor | None,
+    *,
+    at: Places,
+    box: int | None,
 ) -> torch.Tensor:
     """The pooler of v1.3: tokens to location tokens, (window, query_row, query_col, dim)."""
     config, weights = checkpoint.config.pooler, checkpoint.tensors
@@ -252,6 +292,8 @@ def _locations(
         raise InvalidInputError(f"model {checkpoint.card.name} ({checkpoint.card.version}) has no location tokens")
     grid, results = at.queries.shape[:2], []
     queries = _axial(at.queries.flatten(0, 1), config)
+    cells, parts = _cells(at.keys.shape[:2]), grid[0] // len(at.keys)  # parts * parts queries in a cell
+    asks = (_cells(grid) // parts).flatten(0, 1)
     for window in range(len(found[0])):
         keep = [
             torch.ones(x.shape[1:5], dtype=torch.bool)
@@ -261,9 +303,16 @@ def _locations(
         ]
         seen = torch.cat([x[window][k] for x, k in zip(found, keep, strict=True)])
         spots = torch.cat([at.keys[None, :, :, None].expand(*k.shape, 2)[k] for k in keep])
+        where = torch.cat([cells[None, :, :, None].expand(*k.shape, 2)[k] for k in keep])
+        masks = (
+            (None, None)
+            if box is None
+            else tuple(in_box(asks, keys, grid=at.keys.shape[:2], box=box) for keys in (where, asks))
+        )
         x = weights["attention_pooler.learned_query"].expand(grid[0] * grid[1], -1)
         for layer in range(config.depth):
-            x = _pooler_layer(weights, x, seen, config=config, layer=layer, turns=(queries, _axial(spots, config)))
+            turns = (queries, _axial(spots, config))
+            x = _pooler_layer(weights, x, seen, config=config, layer=layer, turns=turns, masks=masks)
         results.append(torch.unflatten(_norm(weights, "attention_pooler.norm", x), 0, grid))
     return torch.stack(results)
 
@@ -276,14 +325,16 @@ def _pooler_layer(
     config: PoolerConfig,
     layer: int,
     turns: tuple[torch.Tensor, torch.Tensor],
+    masks: tuple[torch.Tensor | None, ...],
 ) -> torch.Tensor:
     """Queries (query, dim) read the tokens (token, dim), then attend to each other."""
     kv = _norm(weights, pooler_norm(config, layer), seen)
     stem = f"attention_pooler.read_blocks.{layer}"
-    x = _block(weights, stem, x, asks=_norm(weights, f"{stem}.norm1", x), answers=kv, heads=config.heads, turns=turns)
+    h = _norm(weights, f"{stem}.norm1", x)
+    x = _block(weights, stem, x, asks=h, answers=kv, heads=config.heads, turns=turns, mask=masks[0])
     stem = f"attention_pooler.self_attn_blocks.{layer}"
     h = _norm(weights, f"{stem}.norm1", x)
-    return _block(weights, stem, x, asks=h, answers=h, heads=config.heads, turns=(turns[0], turns[0]))
+    return _block(weights, stem, x, asks=h, answers=h, heads=config.heads, turns=(turns[0], turns[0]), mask=masks[1])
 
 
 def _axial(coords: torch.Tensor, config: PoolerConfig) -> torch.Tensor:
@@ -302,8 +353,9 @@ def _block(
     answers: torch.Tensor,
     heads: int,
     turns: tuple[torch.Tensor | None, torch.Tensor | None],
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of ``asks`` (token, dim) to ``answers`` and the MLP, both added to ``x``."""
+    """Attention of ``asks`` (token, dim) to ``answers`` where ``mask`` says so, and the MLP, both added to ``x``."""
     parts = (("q", asks), ("k", answers), ("v", answers))
     q, k, v = (
         torch.unflatten(_linear(weights, f"{stem}.attn.{p}", h), 1, (heads, -1)).transpose(0, 1) for p, h in parts
@@ -311,10 +363,17 @@ def _block(
     q, k = _turned(q, turns[0]), _turned(k, turns[1])  # (head, token, head_dim)
     # head by head: the scores of all heads at once fall out of the processor's cache, twice as slow
     scores = (one @ other.T / one.shape[1] ** 0.5 for one, other in zip(q, k, strict=True))
-    mixed = torch.cat([score.softmax(dim=1) @ values for score, values in zip(scores, v, strict=True)], dim=1)
+    mixed = torch.cat([_weights(score, mask) @ values for score, values in zip(scores, v, strict=True)], dim=1)
     x = x + _linear(weights, f"{stem}.attn.proj", mixed)
     h = F.gelu(_linear(weights, f"{stem}.mlp.fc1", _norm(weights, f"{stem}.norm2", x)))
     return x + _linear(weights, f"{stem}.mlp.fc2", h)
+
+
+def _weights(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the keys that the mask leaves, zeros for a query that it leaves none."""
+    if mask is None:
+        return scores.softmax(dim=1)
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=1).nan_to_num(0.0)
 
 
 def _turned(x: torch.Tensor, angles: torch.Tensor | None) -> torch.Tensor:

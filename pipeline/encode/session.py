@@ -15,14 +15,17 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from pipeline.encode import assemble, attention, gate
-from pipeline.encode.olmoearth import Encoder, Head
+from pipeline.encode import assemble, attention, boxes, gate, patches
+from pipeline.encode.domain import DomainEncoder
+from pipeline.encode.embed import SQUARE, Squares
+from pipeline.encode.olmoearth import Encoder, FromPatches, Head
 from pipeline.encode.patch import token_grid
 from pipeline.errors import ConfigError, DeviceError, InvalidInputError
 from pipeline.types import GridSpec, ModelCard, Numerics, Period, Stack
@@ -49,17 +52,19 @@ IN_FLIGHT = 2
 PROBE_TOKENS = 4096
 """Tokens per window, at most, with which attention kernels are compared: the ratio of two kernels was the same at 1024
 and at 3072 (AVX2), while the time grows with the square."""
+SQUARES = {"cpu": 1, "cuda": 16}
+"""Squares of patches that are embedded by one call, always as many."""
 AHEAD = 2
 """Tiles that may be staged: as many as are read at once."""
 MAX_GRAPHS = 256
-"""Compiled graphs of one process: a session has four (run and gate, with and without missing tokens)."""
+"""Compiled graphs of one process: a session has six (run and gate, with and without missing tokens, and patches)."""
 GRAPH_WIDTH = 384
 """Models up to this width run as CUDA graphs: their kernels are shorter than the time it takes to launch them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowFields:
-    """The vectors of many windows.
+    """The vectors of many windows, or of the kept tokens of many domains (``GridSpec.kept``).
 
     Attributes:
         values: (window, token_row, token_col, dim) float32 on the session's device: what ``Encoder.forward`` gives, to
@@ -73,10 +78,13 @@ class WindowFields:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Batch:
-    """Windows that go through one forward pass, not yet copied together: per window one tensor per sensor."""
+    """Windows that go through one forward pass, not yet copied together: per window one tensor per sensor.
+
+    Embedded patches, or pixels of domains.
+    """
 
     indices: tuple[int, ...]
-    pixels: tuple[tuple[torch.Tensor, ...], ...]
+    parts: tuple[tuple[torch.Tensor, ...], ...]
     visible: tuple[NDArray[np.bool_], ...] | None
 
 
@@ -113,20 +121,26 @@ def settle(
     rows, cols = token_grid((grid.window_px, grid.window_px), grid.patch_px)
     sets = dict(card.band_sets)
     tokens = rows * cols * periods * sum(len(sets.get(sensor, (0,))) for sensor in sensors)
-    budget = CUDA_TOKENS if device == "cuda" else CPU_TOKENS
-    batch = min(MAX_BATCH, max(1, budget // tokens)) if settings.batch_windows == "auto" else settings.batch_windows
+    batch = _settle_batch(settings, grid=grid, device=device, tokens=tokens)
     dtype = _settle_dtype(settings.dtype, device)
     return Numerics(
         device=device,
         device_name=device_name(device),
         dtype=dtype,
-        compiled=_settle_compile(settings.compile, device),
+        compiled=_settle_compile(settings, device, domains=grid.stitch == "neighbourhood"),
         batch_windows=batch,
         torch=_torch_version(),
         attention=_settle_attention(
-            settings, card=card, device=device, dtype=dtype, tokens=tokens, windows=batch, kept=kept
+            settings, card=card, device=device, dtype=dtype, tokens=tokens, windows=batch, kept=kept, grid=grid
         ),
     )
+
+
+def _settle_batch(settings: EncodeSettings, *, grid: GridSpec, device: str, tokens: int) -> int:
+    if grid.stitch == "neighbourhood":
+        return 1  # a domain is as large as a batch
+    budget = CUDA_TOKENS if device == "cuda" else CPU_TOKENS
+    return min(MAX_BATCH, max(1, budget // tokens)) if settings.batch_windows == "auto" else settings.batch_windows
 
 
 def _settle_attention(
@@ -138,16 +152,29 @@ def _settle_attention(
     tokens: int,
     windows: int,
     kept: Numerics | None,
+    grid: GridSpec,
 ) -> str:
     place, kind, width = torch.device(device), getattr(torch, dtype), card.token_width // card.heads
-    have = attention.available(place, kind, width)
+    domains = grid.stitch == "neighbourhood"
+    have = (boxes.available_boxes if domains else attention.available)(place, kind, width)
     asked: str = settings.attention
     if asked == "auto" and kept is not None and (kept.device, kept.dtype) == (device, dtype):
         asked = attention.kind_of(kept.attention)
     if asked == "auto":
-        chosen, seconds = attention.choose(
-            place, kind, heads=card.heads, head_dim=width, tokens=min(tokens, PROBE_TOKENS), windows=windows
-        )
+        if domains:
+            cells = (grid.window_px // grid.patch_px) ** 2
+            chosen, seconds = boxes.choose_boxes(
+                place,
+                kind,
+                heads=card.heads,
+                head_dim=width,
+                box=grid.box_px // grid.patch_px,
+                per_cell=tokens // cells,
+            )
+        else:
+            chosen, seconds = attention.choose(
+                place, kind, heads=card.heads, head_dim=width, tokens=min(tokens, PROBE_TOKENS), windows=windows
+            )
         log.info("attention: %s of %s", chosen, seconds)
         return attention.named(chosen)
     if asked not in have:
@@ -220,7 +247,12 @@ def cuda_dtype(asked: str, *, name: str, bf16: bool) -> str:
     return "bfloat16" if asked == "auto" else asked
 
 
-def _settle_compile(asked: str, device: str) -> bool:
+def _settle_compile(settings: EncodeSettings, device: str, *, domains: bool) -> bool:
+    asked = settings.compile
+    if domains:  # a loop over pieces of a domain, not one graph; its matrix products and attention are kernels already
+        if asked == "on":
+            raise ConfigError("encode.compile=on is for windows: encode.stitch=neighbourhood runs eagerly, use auto")
+        return False
     if asked == "auto":
         return device == "cuda"
     if asked == "on" and device == "cpu":
@@ -303,15 +335,19 @@ class Session:
             )
             for name in sensors
         )
-        self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
+        self._domains = grid.stitch == "neighbourhood"
+        side = token_grid((grid.window_px, grid.window_px), grid.patch_px)
+        self._tokens = (grid.kept[1], grid.kept[1]) if self._domains else side
         self._busy_s, self._lock, self._warm = 0.0, Lock(), False
         self._staged: dict[int, assemble.Resident] = {}
         self._uploads: torch.cuda.Stream | None = None
         if numerics.device == "cpu":
             torch.set_num_threads(1)
-        self._run, self._dims = self._build(
-            tuple(p.start.date() for p in periods), window_px=grid.window_px, core=self._core
-        )
+        self._encoder = self._build(tuple(p.start.date() for p in periods), window_px=grid.window_px)
+        self._run = self._running(self._encoder)
+        self._squares: Callable[[tuple[torch.Tensor, ...]], patches.Patches] | None = None
+        if not self._domains:
+            self._squares = self._made_squares()
         self._head = Head(checkpoint).eval().to(self._device)
 
     @property
@@ -322,7 +358,7 @@ class Session:
     @property
     def field_dims(self) -> int:
         """Width of the vectors that ``encode`` gives."""
-        return self._dims
+        return self._encoder.field_dims
 
     def head(self, values: torch.Tensor) -> torch.Tensor:
         """Stitched vectors (..., field_dims) to written ones (..., dims); the same object where there is no head."""
@@ -333,19 +369,35 @@ class Session:
     def warm_up(self) -> float:
         """Run one batch of nothing, the first time through every code path that is compiled; returns its seconds."""
         begin = time.perf_counter()
-        side = self._grid.window_px
-        window = tuple(
-            torch.zeros((len(self._periods), len(entry.bands), side, side), device=self._device)
-            for entry in self._inputs
-        )
-        self._forward(_Batch(indices=(0,), pixels=(window,), visible=None))
+        count = len(self._periods)
+        if self._squares is None:
+            side = self._grid.window_px
+            part = tuple(torch.zeros((count, len(e.bands), side, side), device=self._device) for e in self._inputs)
+        else:
+            part = tuple(found[0] for found in self._embedded(self._no_pixels(count)))
+            part = tuple(self._zeros(like, count) for like in part)
+        self._forward(_Batch(indices=(0,), parts=(part,), visible=None))
         if self._numerics.compiled and not self._warm:
-            visible = np.ones((len(self._sensors), len(self._periods), *self._tokens), np.bool_)
-            self._forward(_Batch(indices=(0,), pixels=(window,), visible=(visible,)))
+            visible = np.ones((len(self._sensors), count, *self._tokens), np.bool_)
+            self._forward(_Batch(indices=(0,), parts=(part,), visible=(visible,)))
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         self._warm = True
         return time.perf_counter() - begin
+
+    def _no_pixels(self, periods: int) -> tuple[torch.Tensor, ...]:
+        """Squares of nothing."""
+        side, count = self._square_px, SQUARES[self._device.type]
+        return tuple(torch.zeros((count, periods, len(e.bands), side, side), device=self._device) for e in self._inputs)
+
+    def _zeros(self, like: torch.Tensor, periods: int) -> torch.Tensor:
+        """Patches of nothing for one window, of the sensor whose squares ``like`` is one of."""
+        return like.new_zeros((periods, *self._tokens, *like.shape[-2:]))
+
+    @property
+    def _square_px(self) -> int:
+        """Side of a square of patches with the pixels around it that resizing reads."""
+        return SQUARE * self._grid.patch_px + 2 * self._grid.embed_px
 
     def gate(self) -> gate.GateReport:
         """Run the start-up gate on the encoder as it will run; see ``pipeline.encode.gate``.
@@ -353,26 +405,47 @@ class Session:
         Raises:
             DeviceError: The encoder is wrong on this device.
         """
-        side = gate.gate_window(self._grid.window_px, self._grid.patch_px)
-        cells = side // self._grid.patch_px
-        core = (1, cells - 2) if self._core and cells > 2 else None  # the pruned path, where the run takes it
-        run, _ = self._build(gate.DATES, window_px=side, core=core)
+        grid = self._grid
+        side = gate.gate_window(grid.window_px, grid.patch_px, grid.box_px)
+        cells = side // grid.patch_px
+        core = (1, cells - 2) if grid.stitch == "centre" and self._core and cells > 2 else None  # the pruned path
+        run = self._running(self._build(gate.DATES, window_px=side, core=core))
 
         def on_device(pixels: tuple[torch.Tensor, ...], visible: torch.Tensor | None) -> torch.Tensor:
             with torch.inference_mode():
                 parts = tuple(part.to(self._device).contiguous() for part in pixels)
+                if self._squares is not None:
+                    windows = [self._window_patches(tuple(p[i] for p in parts), cells) for i in range(len(parts[0]))]
+                    parts = tuple(torch.stack(found) for found in zip(*windows, strict=True))
                 return run(parts, None if visible is None else visible.to(self._device))
 
         return gate.check(
             on_device,
             self._checkpoint,
             window_px=side,
-            patch_px=self._grid.patch_px,
+            patch_px=grid.patch_px,
             batch_windows=self._numerics.batch_windows,
             dtype=self._numerics.dtype,
             sensors=self._sensors,
             core=core,
+            box_px=grid.box_px,
+            margin=grid.embed_px // grid.patch_px,
         )
+
+    def _window_patches(self, pixels: tuple[torch.Tensor, ...], cells: int) -> tuple[torch.Tensor, ...]:
+        """Patches of the north-west ``cells`` x ``cells`` tokens under pixels (time, band, row, col) with a margin."""
+        squares = self._no_pixels(pixels[0].shape[0])
+        for square, part in zip(squares, pixels, strict=True):
+            square[0, :, :, : part.shape[-2], : part.shape[-1]] = part
+        return tuple(part[0, :, :cells, :cells] for part in self._embedded(squares))
+
+    def _embedded(self, pixels: tuple[torch.Tensor, ...]) -> patches.Patches:
+        """Squares to patches; timed as work of the device by whoever calls."""
+        if self._squares is None:
+            raise InvalidInputError("domains embed their own patches")
+        with torch.inference_mode():
+            # compiled squares may reuse their output buffers (CUDA graphs)
+            return tuple(part.clone() if self._graphs else part for part in self._squares(pixels))
 
     def stage(self, stacks: Stack | Sequence[Stack]) -> None:
         """Begin to upload the next tile while this one is in work; for the thread that has read it. No-op on a CPU.
@@ -409,15 +482,14 @@ class Session:
         if self._numerics.compiled and not self._warm:
             self.warm_up()  # threads must not compile at the same time
         shape = (len(origins), *self._tokens)
-        values = torch.zeros((*shape, self._dims), device=self._device)
+        values = torch.zeros((*shape, self.field_dims), device=self._device)
         valid = np.zeros(shape, np.bool_)
         with self._lock:
             resident = self._staged.pop(id(given[0]), None) or assemble.Resident(given, self._device)
-        batches = self._batches(resident, origins, valid)
         if self._device.type == "cuda":
-            self._encode_cuda(batches, values)
+            self._encode_cuda(resident, origins, values, valid)
         else:
-            self._encode_cpu(batches, values)
+            self._encode_cpu(resident, origins, values, valid)
         return WindowFields(values=values, valid=valid)
 
     def _check(self, stacks: tuple[Stack, ...]) -> None:
@@ -433,69 +505,119 @@ class Session:
     @property
     def _core(self) -> tuple[int, int] | None:
         """(first token, tokens) of what the stitcher uses of a window along both axes; None: all."""
-        grid = self._grid
-        return (grid.trim_px // grid.patch_px, grid.core_px // grid.patch_px) if grid.stitch == "centre" else None
+        return None if self._grid.stitch == "blend" else self._grid.kept
+
+    @property
+    def _graphs(self) -> bool:
+        """Whether compiled modules run as CUDA graphs, which write every result to the same place."""
+        return self._numerics.compiled and self._device.type == "cuda"
 
     def _build(
-        self, dates: tuple[date, ...], *, window_px: int, core: tuple[int, int] | None
-    ) -> tuple[Callable[..., torch.Tensor], int]:
-        """(the encoder as it runs, width of what it gives)."""
+        self, dates: tuple[date, ...], *, window_px: int, core: tuple[int, int] | None = None
+    ) -> Encoder | DomainEncoder:
+        """The encoder on its device, before it is compiled; ``core`` is for windows of another size than the run's."""
         grid, numerics = self._grid, self._numerics
-        encoder = Encoder(
-            self._checkpoint,
-            window_px=(window_px, window_px),
-            patch_px=grid.patch_px,
-            dates=dates,
-            sensors=self._sensors,
-            dtype=getattr(torch, numerics.dtype),
-            halves=True if numerics.compiled else None,
-            attention=attention.kind_of(numerics.attention),
-            core=core,
-        )
-        encoder = encoder.eval().to(self._device)
-        return (self._compiled(encoder) if numerics.compiled else encoder), encoder.field_dims
+        core = self._core if window_px == grid.window_px else core
+        shape: dict[str, Any] = {
+            "patch_px": grid.patch_px,
+            "dates": dates,
+            "sensors": self._sensors,
+            "dtype": getattr(torch, numerics.dtype),
+            "attention": attention.kind_of(numerics.attention),
+            "core": core,
+        }
+        if self._domains:
+            domain = DomainEncoder(self._checkpoint, window_px=window_px, box_px=grid.box_px, **shape)
+            return domain.eval().to(self._device)
+        halves = True if numerics.compiled else None
+        encoder = Encoder(self._checkpoint, window_px=(window_px, window_px), halves=halves, **shape)
+        return encoder.eval().to(self._device)
 
-    def _compiled(self, encoder: Encoder) -> Callable[..., torch.Tensor]:
-        return compiled(encoder, self._device, width=self._checkpoint.config.dims)
+    def _running(self, encoder: Encoder | DomainEncoder) -> Callable[..., torch.Tensor]:
+        """An encoder as it runs: of windows from patches, compiled if the numerics class says so."""
+        if isinstance(encoder, DomainEncoder):
+            return encoder
+        module = FromPatches(encoder)
+        return self._compiled(module) if self._numerics.compiled else module
+
+    def _made_squares(self) -> Callable[[tuple[torch.Tensor, ...]], patches.Patches]:
+        grid = self._grid
+        module = Squares(
+            self._checkpoint,
+            patch_px=grid.patch_px,
+            margin_px=grid.embed_px,
+            sensors=self._sensors,
+            dtype=getattr(torch, self._numerics.dtype),
+        )
+        module = module.eval().to(self._device)
+        return cast("Any", self._compiled(module)) if self._numerics.compiled else module
+
+    def _compiled(self, module: torch.nn.Module) -> Callable[..., torch.Tensor]:
+        return compiled(module, self._device, width=self._checkpoint.config.dims)
 
     def _batches(
-        self, resident: assemble.Resident, origins: Sequence[tuple[int, int]], valid: NDArray[np.bool_]
+        self,
+        resident: assemble.Resident,
+        origins: Sequence[tuple[int, int]],
+        valid: NDArray[np.bool_],
+        embed: Callable[[tuple[torch.Tensor, ...]], patches.Job],
     ) -> Iterator[_Batch]:
         """Full batches as windows come in, then what is left; fills ``valid`` on the way."""
-        size, window_px = self._numerics.batch_windows, self._grid.window_px
+        size, first, side = self._numerics.batch_windows, *(self._grid.kept if self._domains else (0, self._tokens[0]))
+        kept = slice(first, first + side)
         waiting: dict[bool, list[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]]] = {False: [], True: []}
-        for strip in assemble.strips(resident, origins, window_px=window_px, inputs=self._inputs):
-            for index, row, col in strip.origins:
-                pixels, visible = assemble.window_pixels(
-                    strip, (row, col), window_px=window_px, patch_px=self._grid.patch_px
-                )
-                valid[index] = visible.any(axis=(0, 1))
-                if not visible.any():
-                    continue
-                masked = not visible.all()
-                waiting[masked].append((index, pixels, visible))
-                if len(waiting[masked]) == size:
-                    yield _batch(waiting[masked], masked=masked)
-                    waiting[masked] = []
+        for index, parts, visible in self._windows(resident, origins, embed):
+            valid[index] = visible[..., kept, kept].any(axis=(0, 1))
+            if not valid[index].any():
+                continue
+            masked = not visible.all()
+            waiting[masked].append((index, parts, visible))
+            if len(waiting[masked]) == size:
+                yield _batch(waiting[masked], masked=masked)
+                waiting[masked] = []
         for masked, rest in waiting.items():
             if rest:
                 yield _batch(rest, masked=masked)
 
+    def _windows(
+        self,
+        resident: assemble.Resident,
+        origins: Sequence[tuple[int, int]],
+        embed: Callable[[tuple[torch.Tensor, ...]], patches.Job],
+    ) -> Iterator[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]]:
+        """(index, patches or pixels of each sensor, visible tokens) of every window."""
+        grid = self._grid
+        if self._domains:
+            for index, (row, col) in enumerate(origins):
+                yield index, *domain_pixels(resident, (row, col), grid=grid, inputs=self._inputs)
+            return
+        at_once = SQUARES[self._device.type]
+        rows = patches.strips(resident, origins, grid=grid, inputs=self._inputs, embed=embed, at_once=at_once)
+        for strip in rows:
+            for member in strip.windows:
+                yield member[0], *strip.window(member, grid=grid)
+
     def _forward(self, batch: _Batch) -> torch.Tensor:
         """(batch_windows, token_row, token_col, dim) float32 on the device; the last entries may be padding."""
-        missing = self._numerics.batch_windows - len(batch.pixels)
+        missing = self._numerics.batch_windows - len(batch.parts)
         with torch.inference_mode():
-            pixels = tuple(
+            given = tuple(
                 torch.stack((*parts, *(torch.zeros_like(parts[0]),) * missing))
-                for parts in zip(*batch.pixels, strict=True)
+                for parts in zip(*batch.parts, strict=True)
             )
             if batch.visible is None:
-                return self._run(pixels, None)
+                return self._run(given, None)
             every = np.ones_like(batch.visible[0])
             visible = torch.from_numpy(np.stack((*batch.visible, *(every,) * missing)))
-            return self._run(pixels, visible.to(self._device, non_blocking=True))
+            return self._run(given, visible.to(self._device, non_blocking=True))
 
-    def _encode_cpu(self, batches: Iterator[_Batch], values: torch.Tensor) -> None:
+    def _encode_cpu(
+        self,
+        resident: assemble.Resident,
+        origins: Sequence[tuple[int, int]],
+        values: torch.Tensor,
+        valid: NDArray[np.bool_],
+    ) -> None:
         def work(batch: _Batch) -> None:
             begin = time.perf_counter()
             result = self._forward(batch)
@@ -503,20 +625,33 @@ class Session:
             with self._lock:
                 self._busy_s += time.perf_counter() - begin
 
+        def embed(pixels: tuple[torch.Tensor, ...]) -> patches.Patches:
+            begin = time.perf_counter()
+            found = self._embedded(pixels)
+            with self._lock:
+                self._busy_s += time.perf_counter() - begin
+            return found
+
         if self._threads == 1:  # no second thread beside the caller's
-            for batch in batches:
+            for batch in self._batches(resident, origins, valid, lambda pixels: partial(_same, embed(pixels))):
                 work(batch)
             return
         with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             pending: deque[Future[None]] = deque()
-            for batch in batches:
+            for batch in self._batches(resident, origins, valid, lambda pixels: pool.submit(embed, pixels).result):
                 pending.append(pool.submit(work, batch))
                 if len(pending) > IN_FLIGHT * self._threads:
                     pending.popleft().result()
             while pending:
                 pending.popleft().result()
 
-    def _encode_cuda(self, batches: Iterator[_Batch], values: torch.Tensor) -> None:
+    def _encode_cuda(
+        self,
+        resident: assemble.Resident,
+        origins: Sequence[tuple[int, int]],
+        values: torch.Tensor,
+        valid: NDArray[np.bool_],
+    ) -> None:
         """Queue everything; the fields stay on the device, so the host waits for events only."""
         pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
@@ -525,7 +660,15 @@ class Session:
             end.synchronize()
             self._busy_s += begin.elapsed_time(end) / 1000
 
-        for batch in batches:
+        def embed(pixels: tuple[torch.Tensor, ...]) -> patches.Job:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            found = self._embedded(pixels)
+            end.record()
+            pending.append((begin, end))
+            return partial(_same, found)
+
+        for batch in self._batches(resident, origins, valid, embed):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -541,5 +684,18 @@ class Session:
 
 
 def _batch(windows: list[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]], *, masked: bool) -> _Batch:
-    indices, pixels, visible = zip(*windows, strict=True)
-    return _Batch(indices=indices, pixels=pixels, visible=visible if masked else None)
+    indices, parts, visible = zip(*windows, strict=True)
+    return _Batch(indices=indices, parts=parts, visible=visible if masked else None)
+
+
+def domain_pixels(
+    resident: assemble.Resident, origin: tuple[int, int], *, grid: GridSpec, inputs: tuple[assemble.Input, ...]
+) -> tuple[tuple[torch.Tensor, ...], NDArray[np.bool_]]:
+    """Pixels of one domain, one (time, band, row, col) float32 per sensor, and (sensor, time, row, col) its tokens."""
+    (strip,) = assemble.strips(resident, [origin], window_px=grid.window_px, inputs=inputs)
+    return assemble.window_pixels(strip, origin, window_px=grid.window_px, patch_px=grid.patch_px)
+
+
+def _same(found: patches.Patches) -> patches.Patches:
+    """What was embedded at once."""
+    return found

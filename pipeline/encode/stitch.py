@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,12 +45,15 @@ class Field:
     Attributes:
         values: (row, col, dim) float32 on a device; undefined where not valid.
         valid: (row, col) bool, on the host.
-        box: Lattice box; ``res_m`` is 10 m times the side of a token or of a pixel.
+        box: Lattice box; ``res_m`` is 10 m times the distance of neighbouring vectors.
+        patch_px: Side of the patch that a vector is of, where patches overlap (sub-patch shifts): a vector belongs to
+            the middle of its patch, which begins where its pixel of ``box`` begins. 0: a patch is a pixel of ``box``.
     """
 
     values: torch.Tensor
     valid: NDArray[np.bool_]
     box: Box
+    patch_px: int = 0
 
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.box.shape or self.valid.shape != self.box.shape:
@@ -172,6 +175,80 @@ def stitch(
 
 
 @torch.inference_mode()
+def stitch_shifts(
+    values: torch.Tensor, valid: NDArray[np.bool_], *, origins: Sequence[tuple[int, int]], grid: GridSpec, box: Box
+) -> Field:
+    """As ``stitch``, for windows of every sub-patch shift, whose fields are interleaved.
+
+    Shift by shift in ``origins``, as ``plan.grid.tile_windows`` gives them. Vector (i, j) of the shift (a, b) becomes
+    vector (i * dense + a, j * dense + b).
+    """
+    parts = tuple(
+        stitch(values[part], valid[part], origins=moved, grid=grid, box=box) for part, moved in by_shift(origins, grid)
+    )
+    return parts[0] if grid.dense == 1 else interleaved(parts, grid)
+
+
+@torch.inference_mode()
+def domain_field(
+    values: torch.Tensor, valid: NDArray[np.bool_], *, origins: Sequence[tuple[int, int]], grid: GridSpec, box: Box
+) -> Field:
+    """The field of one core and its margin, from the domains of every shift that give it.
+
+    Args:
+        values: (domain, token_row, token_col, dim) float32: what is kept of each domain.
+        valid: (domain, token_row, token_col) bool.
+        origins: Lattice (row, col) of each domain's north-west pixel, shift by shift.
+        grid: The domain lattice.
+        box: 10 m box of the core.
+
+    Raises:
+        InvalidInputError: A domain of the core is missing.
+    """
+    place = box.pad(grid.margin_px).cover(PIXEL_M * grid.patch_px)
+    wanted = (box.row - grid.halo_px, box.col - grid.halo_px)
+    parts = []
+    for part, moved in by_shift(origins, grid):
+        if wanted not in moved:
+            raise InvalidInputError(f"no domain at {wanted} for the core {box}")
+        at = part.start + moved.index(wanted)
+        parts.append(Field(values=values[at], valid=valid[at], box=place))
+    return parts[0] if grid.dense == 1 else interleaved(tuple(parts), grid)
+
+
+def by_shift(
+    origins: Sequence[tuple[int, int]], grid: GridSpec
+) -> tuple[tuple[slice, tuple[tuple[int, int], ...]], ...]:
+    """(which windows, their origins without the shift) of every sub-patch shift, in order.
+
+    Raises:
+        InvalidInputError: The windows are not given shift by shift, or the shifts are not alike.
+    """
+    count, rest = divmod(len(origins), grid.dense**2)
+    found = []
+    for i, (down, across) in enumerate(product(range(0, grid.patch_px, grid.step_px), repeat=2)):
+        part = slice(i * count, (i + 1) * count)
+        found.append((part, tuple((row - down, col - across) for row, col in origins[part])))
+    if rest or any(moved != found[0][1] for _, moved in found):
+        raise InvalidInputError(f"{len(origins)} windows are not {grid.dense**2} times the same ones, shift by shift")
+    return tuple(found)
+
+
+def interleaved(parts: Sequence[Field], grid: GridSpec) -> Field:
+    """The fields of all sub-patch shifts, over the same token box, as one that is ``dense`` times finer."""
+    k, box = grid.dense, parts[0].box
+    fine = replace(
+        box, res_m=PIXEL_M * grid.step_px, row=box.row * k, col=box.col * k, height=box.height * k, width=box.width * k
+    )
+    values = parts[0].values.new_empty((*fine.shape, parts[0].values.shape[-1]))
+    valid = np.empty(fine.shape, np.bool_)
+    for i, part in enumerate(parts):
+        a, b = divmod(i, k)
+        values[a::k, b::k], valid[a::k, b::k] = part.values, part.valid
+    return Field(values=values, valid=valid, box=fine, patch_px=grid.patch_px)
+
+
+@torch.inference_mode()
 def with_head(tokens: Field, head: Head) -> Field:
     """Apply a model's head to a stitched field.
 
@@ -216,7 +293,8 @@ def to_pixels(tokens: Field, valid: NDArray[np.bool_], box: Box) -> Field:
 
 def strips(tokens: Field, valid: NDArray[np.bool_], box: Box, *, rows: int) -> Iterator[Field]:
     """Yield what ``to_pixels`` gives, ``rows`` rows at a time, so that floats of few pixels exist at once."""
-    mix = _Same(tokens, box) if box.res_m == tokens.box.res_m else _Bilinear(tokens, box)
+    same = box.res_m == tokens.box.res_m and tokens.patch_px * PIXEL_M in (0, box.res_m)
+    mix = _Same(tokens, box) if same else _Bilinear(tokens, box)
     ok = valid & mix.valid
     for top in range(0, box.height, rows):
         part = slice(top, min(top + rows, box.height))
@@ -239,9 +317,10 @@ class _Bilinear:
     """Two taps per axis, from the global phase of each pixel."""
 
     def __init__(self, tokens: Field, box: Box) -> None:
-        patch, device = tokens.box.res_m // PIXEL_M, tokens.values.device
-        cut, down = _taps(box.row, box.height, patch=patch, origin=tokens.box.row)
-        cut_across, across = _taps(box.col, box.width, patch=patch, origin=tokens.box.col)
+        step, device = tokens.box.res_m // PIXEL_M, tokens.values.device
+        sides = step, tokens.patch_px or step
+        cut, down = _taps(box.row, box.height, sides=sides, origin=tokens.box.row)
+        cut_across, across = _taps(box.col, box.width, sides=sides, origin=tokens.box.col)
         near = tokens.valid[cut, cut_across]
         self.valid: NDArray[np.bool_] = np.ones(box.shape, np.bool_)
         self._weight: torch.Tensor | None = None
@@ -282,11 +361,15 @@ class _Taps:
         return one.add_(two)
 
 
-def _taps(start: int, count: int, *, patch: int, origin: int) -> tuple[slice, _Taps]:
-    """The tokens (counted from ``origin``) that ``count`` pixels from ``start`` on need, and their taps in them."""
-    doubled = 2 * np.arange(start, start + count) + 1 - patch  # twice the pixel centre minus half a token
-    first = doubled // (2 * patch)
-    weight = ((doubled - first * 2 * patch) / (2 * patch)).astype(np.float32)
+def _taps(start: int, count: int, *, sides: tuple[int, int], origin: int) -> tuple[slice, _Taps]:
+    """The tokens (counted from ``origin``) that ``count`` pixels from ``start`` on need, and their taps in them.
+
+    ``sides``: pixels from one token to the next, and of a token's patch, in whose middle it lies.
+    """
+    step, patch = sides
+    doubled = 2 * np.arange(start, start + count) + 1 - patch  # twice the pixel centre minus that of token 0
+    first = doubled // (2 * step)
+    weight = ((doubled - first * 2 * step) / (2 * step)).astype(np.float32)
     cut = slice(int(first[0]) - origin, int(first[-1]) + 2 - origin)
     taps = _Taps(torch.from_numpy(first - first[0]), torch.from_numpy(1 - weight), torch.from_numpy(weight))
     return cut, taps

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain
 from multiprocessing import connection
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 import torch
 
-from pipeline.encode import assemble
+from pipeline.encode import patches
 from pipeline.encode.child import STOP_S, Child, Members
-from pipeline.encode.olmoearth import Encoder, Head
+from pipeline.encode.olmoearth import Head
 from pipeline.encode.patch import token_grid
 from pipeline.encode.session import SENSOR, Session, WindowFields
 from pipeline.encode.shared import Shared, pack
 from pipeline.errors import ConfigError, EarthpressError, InvalidInputError, TransientError
-from pipeline.types import PIXEL_M, Box, GridSpec, ModelCard, Numerics, Period, Stack
+from pipeline.types import GridSpec, ModelCard, Numerics, Period, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.encode.checkpoint import Checkpoint
+    from pipeline.encode.domain import DomainEncoder
     from pipeline.encode.gate import GateReport
+    from pipeline.encode.olmoearth import Encoder
 
     Share = Callable[[int, int], int]
 
@@ -87,21 +89,21 @@ def bytes_per_worker(card: ModelCard, *, compiled: bool = False) -> int:
 class Movable(Session):
     """A session whose encoder can be taken out here and put into another process."""
 
-    def __init__(self, checkpoint: Checkpoint, *, encoder: Encoder | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, encoder: Encoder | DomainEncoder | None = None, **arguments: Any
+    ) -> None:
         """As ``Session``; ``encoder`` is used instead of building one for the run."""
         self._given = encoder
         super().__init__(checkpoint, **arguments)
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | DomainEncoder:
         """The encoder of the run, not compiled."""
-        return cast("Encoder", getattr(self._run, "_orig_mod", self._run))
+        return self._encoder
 
-    def _build(self, *args: Any, **kwargs: Any) -> tuple[Callable[..., torch.Tensor], int]:
+    def _build(self, *args: Any, **kwargs: Any) -> Encoder | DomainEncoder:
         encoder, self._given = self._given, None
-        if encoder is None:
-            return super()._build(*args, **kwargs)
-        return (self._compiled(encoder) if self._numerics.compiled else encoder), encoder.field_dims
+        return super()._build(*args, **kwargs) if encoder is None else encoder
 
 
 def field_arrays(memory: Shared, shape: tuple[int, ...]) -> tuple[torch.Tensor, NDArray[np.bool_]]:
@@ -153,7 +155,8 @@ class Workers:
         if numerics.device != "cpu":
             raise ConfigError(f"encoder processes are for CPUs, not for {numerics.device}: use run.encoders=threads")
         self._grid, self._numerics, self._card, self._share = grid, numerics, checkpoint.card, share
-        self._tokens = token_grid((grid.window_px, grid.window_px), grid.patch_px)
+        side = token_grid((grid.window_px, grid.window_px), grid.patch_px)
+        self._tokens = (grid.kept[1], grid.kept[1]) if grid.stitch == "neighbourhood" else side
         self._busy_s, self._tile = 0.0, 0
         self._staged: dict[int, tuple[tuple[Stack, ...], Shared]] = {}
         self._lock = Lock()
@@ -370,16 +373,10 @@ def kinds(
     Raises:
         InvalidInputError: A window lies outside a stack.
     """
-    side = grid.window_px
-    numbered = sorted((row, col, index) for index, (row, col) in enumerate(origins))
-    for row, group in groupby(numbered, key=lambda entry: entry[0]):
-        members = tuple((index, row, col) for _, col, index in group)
-        west, east = members[0][2], members[-1][2] + side
-        box = Box(zone=stacks[0].box.zone, res_m=PIXEL_M, row=row, col=west, height=side, width=east - west)
-        valid = np.stack([assemble.observed_per_period(stack, box) for stack in stacks])
-        strip = assemble.Strip(box=box, pixels=(), valid=valid, origins=members)
+    for members in patches.rows(origins, grid.patch_px):
+        strip = patches.empty_strip(stacks, members, grid=grid)
         for member in members:
-            _, visible = assemble.window_pixels(strip, member[1:], window_px=side, patch_px=grid.patch_px)
+            _, visible = strip.window(member, grid=grid)
             yield member, (None if not visible.any() else not visible.all())
 
 

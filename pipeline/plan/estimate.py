@@ -235,6 +235,12 @@ READS_HELD = 3
 ACTIVATIONS = 14
 """Float32 arrays of (token, token width) alive inside one encoder block: stream, norm, q, k, v, attention and its
 output, and the MLP's hidden layer, which counts four (times gelu's copy)."""
+DOMAIN_ARRAYS = 5
+"""Float32 arrays of (token, token width) alive inside a domain: stream, keys, values, pixels or patches, results."""
+DOMAIN_BYTES = 200_000_000
+"""What the strips of a domain's layer and the gathered keys of one attention call take."""
+STRIP_TOKENS = 48
+"""Rows of embedded patches that are held besides those of two rows of windows: squares of 16 tokens, and the next."""
 BLOCK_ARRAYS = 4
 """Float32 (row, col, dim) arrays of one block while it is interpolated and quantised."""
 
@@ -392,13 +398,20 @@ def _peak_bytes(
     always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack + _reading_bytes(stack, grid=grid, feeds=feeds)
     if rate.numerics.device != "cpu":
         return always + CUDA_BYTES + codes
-    cells, width = (grid.window_px // grid.patch_px) ** 2, card.token_width
+    width, domains = card.token_width, grid.stitch == "neighbourhood"
+    cells = (grid.kept[1] if domains else grid.window_px // grid.patch_px) ** 2
     fields = windows * cells * (4 * width + 1)
     head = 4 * card.dims if card.dims != width else 0  # the field before and after the student
-    tokens = _area(read_box) // grid.patch_px**2 * (4 * width + head + 4)
+    tokens = _area(read_box) // grid.step_px**2 * (4 * width + head + 4)
     pixels = BLOCK_ARRAYS * 4 * card.dims * (BLOCK_PX // grid.token_px) ** 2
     sensors = tuple(feed.sensor for feed in feeds)
     batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods, sensors=sensors)
-    working = rate.encoders * batch * width * 4 * ACTIVATIONS
+    working = rate.encoders * batch * width * 4 * (DOMAIN_ARRAYS if domains else ACTIVATIONS)
+    if domains:
+        working += rate.encoders * DOMAIN_BYTES
+    else:
+        per_cell = batch // (rate.numerics.batch_windows * cells)
+        rows = STRIP_TOKENS + 2 * grid.window_px // grid.patch_px
+        always += 4 * width * per_cell * rows * (read_box.width // grid.patch_px)
     always += rate.encoders * rate.encoder_bytes
     return always + fields + tokens + max(pixels + codes, working)

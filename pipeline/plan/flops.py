@@ -118,7 +118,10 @@ def window_work(
     hidden: int | None = None,
     sensors: tuple[str, ...] = (S2,),
 ) -> Work:
-    """The work of one window.
+    """The work of one window, or of one domain.
+
+    A layer of a domain computes queries, projection and MLP for the cells that the layers after it need, keys and
+    values for those that the layer before it gave, and every query meets the keys of one box.
 
     Where the stitcher uses the core of a window only (``centre``), the last layer computes queries, projection and MLP
     for the core's cells, and keys and values for all: exact, since no later layer reads the others. The last layer is
@@ -134,6 +137,8 @@ def window_work(
     Raises:
         ConfigError: The model does not take a sensor.
     """
+    if grid.stitch == "neighbourhood":
+        return _domain_work(card, grid, periods, hidden=hidden, sensors=sensors)
     cells, kept = (grid.window_px // grid.patch_px) ** 2, (grid.core_px // grid.patch_px) ** 2
     sets = band_sets(card, sensors)
     per_cell = periods * sum(len(groups) for groups in sets)  # tokens
@@ -197,10 +202,11 @@ def cost_per_km2(
     Raises:
         ConfigError: The model does not take a sensor.
     """
-    kept_km2 = (grid.stride_px * PIXEL_M / 1000) ** 2
+    kept_km2 = (grid.stride_px * PIXEL_M / 1000) ** 2 / grid.dense**2
     evaluations = (grid.window_px / grid.stride_px) ** 2
     work = window_work(card, grid, periods, hidden=hidden, sensors=sensors)
-    student = work.student / evaluations  # once per kept cell
+    # once per kept cell; a domain keeps a margin besides its core
+    student = work.student / (evaluations if grid.stitch != "neighbourhood" else 1.0)
     per_km2 = work * (1 / kept_km2)
     return Cost(
         tokens=tokens_per_window(card, grid, periods, sensors=sensors) / kept_km2,
@@ -208,6 +214,51 @@ def cost_per_km2(
         work=Work(**{f.name: getattr(per_km2, f.name) for f in fields(Work)} | {"student": student / kept_km2}),
         evaluations=evaluations,
     )
+
+
+def _domain_work(
+    card: ModelCard, grid: GridSpec, periods: int, *, hidden: int | None, sensors: tuple[str, ...]
+) -> Work:
+    side, width, box = grid.window_px // grid.patch_px, card.token_width, grid.box_px // grid.patch_px
+    sets = band_sets(card, sensors)
+    per_cell = periods * sum(len(groups) for groups in sets)
+    pooled = card.pooler_depth > 0 and card.output not in POOLED_TOKENS
+    after = 1 + card.pooler_depth if pooled else 0  # attention layers that follow the blocks
+    gives = [extent(grid, card.depth - 1 - i + after) ** 2 for i in range(card.depth)]  # cells, block by block
+    takes = [extent(grid, card.depth - i + after) ** 2 for i in range(card.depth)]
+    linear = 2.0 * width**2 * per_cell * sum(2 * t + (2 + 2 * MLP_RATIO) * g for t, g in zip(takes, gives, strict=True))
+    seen = (box**2) * per_cell
+    attention = 4.0 * width * per_cell * seen * sum(gives)
+    pooler = pooler_attention = 0.0
+    if pooled:
+        read = [extent(grid, card.pooler_depth - i) ** 2 for i in range(card.pooler_depth)]
+        among = [extent(grid, card.pooler_depth - 1 - i) ** 2 for i in range(card.pooler_depth)]
+        keys = extent(grid, after) ** 2 * per_cell
+        for i, (asked, given) in enumerate(zip(read, among, strict=True)):
+            queries = asked if i else 0  # the first read's query is one learned vector
+            products = 2 * keys + queries + (1 + 2 * MLP_RATIO) * asked + 2 * asked + (2 + 2 * MLP_RATIO) * given
+            pooler += 2.0 * width**2 * products
+            pooler_attention += 4.0 * width * (asked * seen + given * box**2)
+    cells = grid.kept[1] ** 2
+    return Work(
+        resize=periods * sum(map(sum, sets)) * _resize(grid),
+        embed=float(side**2 * periods) * sum(_embed(card, bands, hidden) for groups in sets for bands in groups),
+        linear=linear,
+        attention=attention,
+        pooler=pooler,
+        pooler_attention=pooler_attention,
+        student=2.0 * width * card.student * cells if pooled and card.output.startswith("student") else 0.0,
+    )
+
+
+def extent(grid: GridSpec, layers: int) -> int:
+    """Side, in cells, of what a domain computes where ``layers`` attention layers follow.
+
+    The kept cells and what those layers reach around them, as far as the domain goes.
+    """
+    side, box, (first, count) = grid.window_px // grid.patch_px, grid.box_px // grid.patch_px, grid.kept
+    front, behind = layers * (box // 2), layers * (box - 1 - box // 2)
+    return count + min(first, front) + min(side - first - count, behind)
 
 
 def _embed(card: ModelCard, bands: int, hidden: int | None) -> float:

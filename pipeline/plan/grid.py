@@ -72,32 +72,39 @@ def window_origins(box: Box, grid: GridSpec) -> tuple[tuple[int, int], ...]:
 
 
 def _axis_origins(start: int, stop: int, grid: GridSpec) -> range:
-    stride = grid.stride_px
-    first = (start - grid.trim_px - grid.core_px) // stride + 1
-    last = (stop - 1 - grid.trim_px) // stride
-    return range(first * stride, last * stride + 1, stride)
+    """Origins of the windows of which the used part touches ``start`` .. ``stop``.
+
+    Windows begin at multiples of the stride; of domains the cores do, so that every block lies in one core.
+    """
+    stride, shift = grid.stride_px, -grid.trim_px if grid.stitch == "neighbourhood" else 0
+    used = grid.trim_px + shift
+    first = (start - used - grid.core_px) // stride + 1
+    last = (stop - 1 - used) // stride
+    return range(first * stride + shift, last * stride + shift + 1, stride)
 
 
 def needed_boxes(tile: Tile, blocks: Iterable[tuple[int, int]], grid: GridSpec) -> tuple[Box, ...]:
     """The 10 m box of each wanted block, grown by what interpolation to pixels reads beyond it.
 
     At patch > 1 an output pixel mixes the four nearest tokens, so one token more is needed on every side; a store of
-    tokens interpolates nothing.
+    tokens interpolates nothing, and a domain brings its own margin.
     """
-    margin = grid.patch_px if grid.patch_px > 1 and grid.token_px == 1 else 0
+    margin = 0 if grid.stitch == "neighbourhood" else grid.margin_px
     return tuple(tile.block_box(r, c).pad(margin) if margin else tile.block_box(r, c) for r, c in blocks)
 
 
 def tile_windows(tile: Tile, blocks: Iterable[tuple[int, int]], grid: GridSpec) -> tuple[tuple[int, int], ...]:
-    """Origins of all windows that the wanted blocks of a tile need, sorted, each once."""
-    return tuple(sorted({o for box in needed_boxes(tile, blocks, grid) for o in window_origins(box, grid)}))
+    """Origins of all windows that the wanted blocks of a tile need, sorted, each once; shift by sub-patch shift."""
+    places = sorted({o for box in needed_boxes(tile, blocks, grid) for o in window_origins(box, grid)})
+    shifts = range(0, grid.patch_px, grid.step_px)
+    return tuple((row + down, col + across) for down in shifts for across in shifts for row, col in places)
 
 
 def read_box(tile: Tile, origins: tuple[tuple[int, int], ...], grid: GridSpec) -> Box:
-    """The 10 m box under all windows: the tile's wanted blocks with their halo."""
+    """The 10 m box under all windows: the tile's wanted blocks with their halo, and what embedding reads around it."""
     rows, cols = [r for r, _ in origins], [c for _, c in origins]
     row, col = min(rows), min(cols)
-    return Box(
+    box = Box(
         zone=tile.zone,
         res_m=PIXEL_M,
         row=row,
@@ -105,6 +112,7 @@ def read_box(tile: Tile, origins: tuple[tuple[int, int], ...], grid: GridSpec) -
         height=max(rows) + grid.window_px - row,
         width=max(cols) + grid.window_px - col,
     )
+    return box.pad(grid.embed_px) if grid.embed_px else box
 
 
 def cells_of(box: Box) -> tuple[Cell, ...]:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Settings
 
-ALGORITHM = 3
+ALGORITHM = 4
 """Raised whenever the same inputs would give other bytes; part of every fingerprint."""
 COARSEST_RES_M = 60
 """Coarsest native resolution; its layer, with its margin, reaches furthest beyond the windows."""

@@ -45,7 +45,8 @@ def inspect_model(name: str, settings: Settings) -> Rows:
 
     model = checkpoint.load(name, output=settings.encode.output)
     card, count = model.card, _period_count(settings)
-    spec, choice = grid_of(settings, card, periods=count, tile_px=512)
+    device = session.pick_device(settings.encode)
+    spec, choice = grid_of(settings, card, periods=count, tile_px=512, calibration=None, device=device)
     numerics = session.settle(settings.encode, card=card, grid=spec, periods=count)
     runner = session.Session(model, grid=spec, periods=_periods(count), numerics=numerics, threads=1)
     warm_s = runner.warm_up()
@@ -105,7 +106,7 @@ def _cost_rows(card: ModelCard, spec: GridSpec, count: int) -> Rows:
     cost = flops.cost_per_km2(card, spec, count)
     stitch = f"{spec.stitch}, one vector per {'10 m pixel' if spec.token_px == 1 else f'{spec.pixel_m} m token'}"
     return (
-        ("windows", f"{spec.window_px} px, overlap {spec.overlap_px} px, patch {spec.patch_px} px, {count} periods"),
+        ("lattice", f"{spec.summary}, {count} periods"),
         ("stitching", stitch),
         ("tokens per km2", round(cost.tokens)),
         ("GFLOP per km2", f"{cost.flops / 1e9:.4g}, of which attention {cost.work.attention_share:.0%}"),

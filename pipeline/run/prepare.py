@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.errors import ConfigError, InvalidInputError
-from pipeline.plan import estimate, planner, windows
+from pipeline.plan import domains, estimate, planner, windows
 from pipeline.plan.periods import periods_of
+from pipeline.plan.ramp import halo_of, ramp_of
 from pipeline.plan.trained import trained_side
 from pipeline.read.rules import rules_of
 from pipeline.run.folder import access_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.config import InputSettings, Settings
+    from pipeline.config import EncodeSettings, InputSettings, Settings
     from pipeline.encode.checkpoint import Checkpoint
     from pipeline.maps.probe import Probe
 
@@ -77,11 +78,15 @@ def prepare(
     periods = periods_of(settings, today=now.date())
     note(f"reading the model {settings.model}")
     model = checkpoint.load(str(settings.model), output=settings.encode.output)
-    tile_px = _tile_px(settings, device=session.pick_device(settings.encode))
-    spec, text = grid_of(settings, model.card, periods=len(periods), tile_px=tile_px)
+    device = session.pick_device(settings.encode)
+    tile_px = _tile_px(settings, device=device)
+    calibration = _calibration(settings, model, note=note)
+    spec, text = grid_of(
+        settings, model.card, periods=len(periods), tile_px=tile_px, calibration=calibration, device=device
+    )
     if text:
         note(text)
-    mask = _reading(settings, device=session.pick_device(settings.encode))
+    mask = _reading(settings, device=device)
     numerics = session.settle(
         settings.encode,
         card=model.card,
@@ -90,7 +95,6 @@ def prepare(
         sensors=settings.inputs.sensors,
         kept=_kept_numerics(str(settings.output), card=model.card),
     )
-    calibration = _calibration(settings, model, spec=spec, note=note)
     heads = load_heads(settings, card=model.card, calibration=calibration)
     basis = planner.Basis(
         grid=spec,
@@ -200,22 +204,39 @@ def held_blocks(output: str) -> dict[str, tuple[tuple[int, int], ...]]:
     return {tile: tuple(sorted(blocks)) for tile, blocks in held.items()}
 
 
-def grid_of(settings: Settings, card: ModelCard, *, periods: int, tile_px: int) -> tuple[GridSpec, str]:
-    """The window lattice that the settings mean for a model, and what to tell the user about the choice."""
-    encode = settings.encode
-    stitch = encode.stitching(absolute=card.version in ABSOLUTE)
+def grid_of(
+    settings: Settings, card: ModelCard, *, periods: int, tile_px: int, calibration: Calibration | None, device: str
+) -> tuple[GridSpec, str]:
+    """The lattice that the settings mean for a model, and what to tell the user about the choice.
+
+    Args:
+        settings: What the user said.
+        card: The model.
+        periods: Time steps.
+        tile_px: Side of a tile.
+        calibration: What the store is quantised by; what was measured about seams is in there.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: The settings do not fit the model.
+    """
+    stitch = stitching(settings.encode, version=card.version)
+    if stitch == "neighbourhood":
+        return _domains_of(settings, card, periods=periods, tile_px=tile_px, calibration=calibration, device=device)
+    encode, sensors = settings.encode, settings.inputs.sensors
     window_px, margin_px, overlap_px = (
         None if value == "auto" else value for value in (encode.window_px, encode.margin_px, encode.overlap_px)
     )
+    ramp = _ramp(settings, periods=periods, calibration=calibration) if stitch == "blend" else None
     window, overlap, text = windows.settle(
         card,
         patch_px=encode.patch_px,
         periods=periods,
         window_px=window_px,
         margin_px=margin_px,
-        overlap_px=overlap_px,
+        overlap_px=overlap_px if ramp is None else ramp * encode.patch_px,
         stitch=stitch,
-        sensors=settings.inputs.sensors,
+        sensors=sensors,
     )
     spec = GridSpec(
         patch_px=encode.patch_px,
@@ -224,10 +245,57 @@ def grid_of(settings: Settings, card: ModelCard, *, periods: int, tile_px: int) 
         tile_px=tile_px,
         token_px=encode.token_px(card.dims),
         stitch=stitch,
+        dense=encode.dense,
     )
     if card.version in ABSOLUTE:
         text = f"{text}\n{STRIPES.format(version=card.version)}".lstrip()
     return spec, text
+
+
+def stitching(encode: EncodeSettings, *, version: str) -> str:
+    """How a field is made for a version: as set, else what fits it.
+
+    Windows that the user sets are windows, also for v1.3.
+    """
+    if encode.stitch != "auto":
+        return encode.stitch
+    if version in ABSOLUTE:
+        return "centre"
+    windowed = any(getattr(encode, name) != "auto" for name in ("window_px", "overlap_px", "margin_px", "ramp"))
+    return "neighbourhood" if version == "v1.3" and not windowed else "blend"
+
+
+def _ramp(settings: Settings, *, periods: int, calibration: Calibration | None) -> int | None:
+    """Tokens of overlap that were asked for or follow from what was measured; None: neither."""
+    encode = settings.encode
+    if encode.ramp != "auto":
+        return encode.ramp
+    if calibration is None or encode.overlap_px != "auto" or encode.margin_px != "auto":
+        return None
+    window = None if encode.window_px == "auto" else encode.window_px
+    return ramp_of(calibration, encode.patch_px, periods, settings.inputs.sensors, window)
+
+
+def _domains_of(
+    settings: Settings, card: ModelCard, *, periods: int, tile_px: int, calibration: Calibration | None, device: str
+) -> tuple[GridSpec, str]:
+    encode, sensors = settings.encode, settings.inputs.sensors
+    box = domains.default_box(card.version, encode.patch_px) if encode.box_px == "auto" else encode.box_px
+    halo = encode.halo_px if isinstance(encode.halo_px, int) else None
+    if encode.halo_px == "auto" and calibration is not None:
+        halo = halo_of(calibration, encode.patch_px, periods, sensors, box)
+    spec = domains.settle_domain(
+        card,
+        patch_px=encode.patch_px,
+        tile_px=tile_px,
+        device=device,
+        token_px=encode.token_px(card.dims),
+        box_px=box,
+        core_px=None if encode.core_px == "auto" else encode.core_px,
+        halo_px=halo,
+        dense=encode.dense,
+    )
+    return spec, domains.explain(card, spec, periods, sensors=sensors)
 
 
 def _tile_px(settings: Settings, *, device: str) -> int:
@@ -236,19 +304,19 @@ def _tile_px(settings: Settings, *, device: str) -> int:
     return 2048 if device == "cuda" else 512
 
 
-def _calibration(settings: Settings, model: Checkpoint, *, spec: GridSpec, note: Callable[[str], None]) -> Calibration:
+def _calibration(settings: Settings, model: Checkpoint, *, note: Callable[[str], None]) -> Calibration:
     from pipeline.encode import quantize  # noqa: PLC0415
 
-    sensors = settings.inputs.sensors
+    sensors, patch_px = settings.inputs.sensors, settings.encode.patch_px
     if settings.store.calibration != "auto":
         return quantize.load_calibration(
-            settings.store.calibration, card=model.card, patch_px=spec.patch_px, sensors=sensors
+            settings.store.calibration, card=model.card, patch_px=patch_px, sensors=sensors
         )
-    kept = _kept_calibration(str(settings.output), card=model.card, patch_px=spec.patch_px, sensors=sensors)
+    kept = _kept_calibration(str(settings.output), card=model.card, patch_px=patch_px, sensors=sensors)
     if kept is not None:
         return kept
     note("deriving a provisional int8 calibration from the weights and the packaged simulated sample")
-    return provisional(model, patch_px=spec.patch_px, sensors=sensors)
+    return provisional(model, patch_px=patch_px, sensors=sensors)
 
 
 def _kept_calibration(output: str, *, card: ModelCard, patch_px: int, sensors: tuple[str, ...]) -> Calibration | None:
