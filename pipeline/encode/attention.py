@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from pipeline.encode import kernel, rope
+from pipeline.encode import kernel, rope, triton_boxes
 from pipeline.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ use_own = kernel.use_own
 
 
 def named(kind: str) -> str:
-    """What a numerics class calls a kind: for ``own`` with what decides its bytes on this machine, ``own-1a2b3c4d``.
+    """What a numerics class calls a kind: for our own kernels with what decides their bytes, ``own-1a2b3c4d``.
 
     Raises:
         DeviceError: As ``attend``.
     """
+    if kind == "triton":
+        return f"{kind}-{triton_boxes.identity()}"
     return f"{kind}-{kernel.identity()}" if kind == "own" else kind
 
 
@@ -203,13 +205,31 @@ def choose(
             torch.cuda.synchronize(qkv.device)
         return time.perf_counter() - begin
 
+    place = f"{device} in {dtype} with head width {head_dim}"
+    return quickest(_measured(device, dtype, head_dim), call, place=place, seconds=seconds)
+
+
+def quickest(
+    kinds: tuple[str, ...], call: Callable[[str], float], *, place: str, seconds: float
+) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """Measure kernels in turn on one thread: the fastest of those that run, see ``choose``.
+
+    Args:
+        kinds: In order of preference.
+        call: Runs one of them once; returns its seconds.
+        place: Where and with what, for messages.
+        seconds: Time for measuring.
+
+    Raises:
+        DeviceError: None ran.
+    """
     with torch.inference_mode(), _one_thread():
-        kinds = tuple(kind for kind in _measured(device, dtype, head_dim) if _runs(kind, call))
-        if not kinds:
-            raise DeviceError(f"no attention back end runs on {device} in {dtype} with head width {head_dim}")
-        table = _medians(kinds, call, seconds=seconds)
+        able = tuple(kind for kind in kinds if _runs(kind, call))
+        if not able:
+            raise DeviceError(f"no attention back end runs on {place}")
+        table = _medians(able, call, seconds=seconds)
     kind = fastest(table)
-    log.info("attention on %s: %s (%s)", device, kind, ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in table))
+    log.info("attention on %s: %s (%s)", place, kind, ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in table))
     return kind, table
 
 

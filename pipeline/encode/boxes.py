@@ -13,7 +13,6 @@ Kernels round differently, so the one used is part of a store's numerics class, 
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,14 +21,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 
 from pipeline.encode import kernel, triton_boxes
-from pipeline.encode.attention import _medians, _one_thread, fastest
-from pipeline.encode.attention import _runs as _warm
-from pipeline.errors import DeviceError, InvalidInputError
+from pipeline.encode.attention import quickest
+from pipeline.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-log = logging.getLogger(__name__)
 
 KINDS = ("own", "triton", "sdpa")
 GATHER_BYTES = 64 << 20
@@ -154,14 +150,8 @@ def choose_boxes(
             torch.cuda.synchronize(q.device)
         return time.perf_counter() - begin
 
-    with torch.inference_mode(), _one_thread():
-        kinds = tuple(kind for kind in available_boxes(device, dtype, head_dim) if _warm(kind, call))
-        if not kinds:
-            raise DeviceError(f"no kernel of boxes runs on {device} in {dtype} with head width {head_dim}")
-        table = _medians(kinds, call, seconds=seconds)
-    kind = fastest(table)
-    log.info("attention of boxes on %s: %s (%s)", device, kind, ", ".join(f"{n} {1e3 * s:.2f} ms" for n, s in table))
-    return kind, table
+    place = f"boxes on {device} in {dtype} with head width {head_dim}"
+    return quickest(available_boxes(device, dtype, head_dim), call, place=place, seconds=seconds)
 
 
 def block_side(box: int, per_cell: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from pipeline.encode import native
 from pipeline.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Tensor = torch.Tensor
 
@@ -36,11 +37,15 @@ BITS = {torch.float32: 32, torch.bfloat16: 16}
 """Storage types, as the library calls them."""
 CASES = ((37, 32), (300, 16), (260, 64))
 """(tokens, head width) of the check at load; a block of the kernel holds 128 keys."""
+BOX_CASES = ((4, 1, 16), (3, 41, 64))
+"""(box in cells, keys per cell, head width) of the check at load of boxes: several rows of keys in a block of the
+kernel, and several blocks in a row of keys."""
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""Largest relative error (L2) with which the kernel is trusted; it makes 3e-7 and 3e-3 (AVX2 and emulated)."""
+"""Largest relative error (L2) with which the kernel is trusted; it makes 7e-7 and 6e-3 (AVX2 and emulated)."""
 SCHEMAS = (
     "attend(Tensor qkv, Tensor? cos, Tensor? sin, Tensor? visible) -> Tensor",
     "cross(Tensor q, Tensor kv, Tensor? q_cos, Tensor? q_sin, Tensor? cos, Tensor? sin, Tensor? visible) -> Tensor",
+    "boxes(Tensor q, Tensor k, Tensor v, Tensor row_starts, Tensor col_starts, int box, Tensor? visible) -> Tensor",
 )
 
 
@@ -92,6 +97,8 @@ class Kernel:
         """Take a library made from ``attention.cpp``."""
         self._call = library.earthpress_attention
         self._call.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 9, *[ctypes.c_int64] * 9]
+        self._call_boxes = library.earthpress_boxes
+        self._call_boxes.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 7, *[ctypes.c_int64] * 15]
         code = library.earthpress_attention_target()
         library.earthpress_attention_compiler.restype = ctypes.c_char_p
         self.compiler = str(library.earthpress_attention_compiler().decode("utf-8", "replace"))
@@ -121,9 +128,90 @@ class Kernel:
         k, v = kv.unbind(2)
         return self._mix(q.expand(len(kv), -1, -1, -1), k, v, q_turns=q_turns, k_turns=k_turns, visible=visible)
 
+    def boxes(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        row_starts: Tensor,
+        col_starts: Tensor,
+        box: int,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """Attention of every query over the visible tokens of its box of ``box`` x ``box`` cells.
+
+        The bytes of a query follow from the keys of its box, the size of the box, the tokens per cell and the query's
+        place in the query grid; but a value that is not finite may also reach queries up to a few cells away.
+
+        Args:
+            q: (query row, query col, query k, head, head_dim), float32 or bfloat16, rotated.
+            k: (key row, key col, key k, head, head_dim), rotated. Views need no copy where a token is contiguous and
+                the tokens of a row lie at even distances.
+            v: As ``k``, not rotated.
+            row_starts: (query row,) int32, never falling: first key row of the boxes of a query row.
+            col_starts: (query col,) int32, never falling: first key column of the boxes of a query column.
+            box: Cells along each side of a box.
+            visible: (key row, key col, key k) bool, False for keys that nobody attends to; None: all are visible.
+
+        Returns:
+            (query row, query col, query k, head * head_dim) in the dtype of ``q``. A query without any visible key
+            gives zeros.
+
+        Raises:
+            InvalidInputError: Shapes, dtypes or starts that do not fit.
+            MemoryError: No room for the rows of keys that a box spans.
+        """
+        _check_boxes(q, k, v, row_starts=row_starts, col_starts=col_starts, box=box, visible=visible)
+        rows, cols, cell, heads, dim = q.shape
+        out = q.new_empty(rows, cols, cell, heads * dim)
+        if not out.numel():
+            return out
+        q, k, v = _even(q), _even(k), _even(v)
+        row_starts, col_starts = row_starts.contiguous(), col_starts.contiguous()
+        visible = None if visible is None else visible.contiguous()
+        done: int = self._call_boxes(
+            BITS[q.dtype],
+            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), row_starts.data_ptr(), col_starts.data_ptr()),
+            None if visible is None else visible.data_ptr(),
+            *(box, rows, cols, cell, *k.shape[:3], heads, dim),
+            *(number for x in (q, k, v) for number in (x.stride(0) // x.stride(2), x.stride(2))),
+        )
+        if done == 1:
+            raise MemoryError(f"no memory for {box} rows of keys of shape {tuple(k.shape[1:])}")
+        if done == 3:
+            raise InvalidInputError(
+                f"row_starts and col_starts must not fall, and boxes of {box} cells from there must lie inside the "
+                f"{k.shape[0]} x {k.shape[1]} cells of the keys"
+            )
+        if done:
+            raise InvalidInputError(
+                f"the own attention kernel refuses {tuple(q.shape)} over {tuple(k.shape)}: use sdpa"
+            )
+        return out
+
     def error(self, dtype: torch.dtype) -> float:
-        """Largest relative error (L2) against float64, masked and rotated, over fewer and more tokens than a block."""
-        return max(self._error(dtype, tokens=tokens, dim=dim) for tokens, dim in CASES)
+        """Largest relative error (L2) against float64: windows, fewer and more tokens than a block, and boxes."""
+        windows = (self._error(dtype, tokens=tokens, dim=dim) for tokens, dim in CASES)
+        boxes = (self._box_error(dtype, box=box, cell=cell, dim=dim) for box, cell, dim in BOX_CASES)
+        return _largest((*windows, *boxes))
+
+    def _box_error(self, dtype: torch.dtype, *, box: int, cell: int, dim: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        rows, cols = box + 3, box + 9
+        qkv = (2 * torch.randn(rows, cols, cell, 3, 2, dim, generator=generator)).to(dtype)
+        visible = torch.rand(rows, cols, cell, generator=generator) < 0.7
+        visible[:, :2] = False
+        q, (k, v) = qkv[:, :, ::7, 0], qkv[..., 1:, :, :].unbind(3)  # (row, col, k, head, head_dim) each
+        row_starts, col_starts = ((torch.arange(n) - box // 2).clip(0, n - box).int() for n in (rows, cols))
+        ours = self.boxes(q, k, v, row_starts, col_starts, box, visible).double()
+        in_row, in_col = (_inside(starts, box, n) for starts, n in ((row_starts, rows), (col_starts, cols)))
+        # (query row, query col, key row, key col, key k)
+        seen = in_row[:, None, :, None, None] & in_col[None, :, None, :, None] & visible
+        scores = torch.einsum("rcnhd,stmhd->hrcnstm", q.double(), k.double()) / dim**0.5
+        scores = scores.masked_fill(~seen[:, :, None], -torch.inf)
+        weights = scores.flatten(-3).softmax(-1).nan_to_num(0.0).unflatten(-1, (rows, cols, cell))
+        theirs = torch.einsum("hrcnstm,stmhd->rcnhd", weights, v.double()).flatten(3)
+        return float((ours - theirs).norm() / theirs.norm())
 
     def _error(self, dtype: torch.dtype, *, tokens: int, dim: int) -> float:
         generator = torch.Generator().manual_seed(0)
@@ -141,7 +229,7 @@ class Kernel:
         weights = scores.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1)
         theirs = torch.einsum("bhnm,bmhd->bnhd", weights, qkv[:, :, 2].double()).flatten(2)
         pairs = ((ours, theirs), (pooled, theirs[:, some]))
-        return max(float((got - want).norm() / want.norm()) for got, want in pairs)
+        return _largest(float((got - want).norm() / want.norm()) for got, want in pairs)
 
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, *, q_turns: _Turns, k_turns: _Turns, visible: Tensor | None
@@ -176,6 +264,58 @@ class Kernel:
                 f"the own attention kernel refuses {tuple(q.shape)} over {tuple(k.shape)}: use sdpa"
             )
         return out
+
+
+def _check_boxes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    row_starts: Tensor,
+    col_starts: Tensor,
+    box: int,
+    visible: Tensor | None,
+) -> None:
+    rows, cols, _cell, heads, dim = q.shape
+    if not fits(q.dtype, dim) or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise InvalidInputError(
+            f"the own attention kernel takes float32 or bfloat16 and head widths that are multiples of 16 up to "
+            f"{MAX_DIM}, not {q.dtype} over {k.dtype} and {v.dtype} of width {dim}: use sdpa"
+        )
+    if k.shape != v.shape or k.shape[3:] != (heads, dim):
+        raise InvalidInputError(
+            f"queries of shape {tuple(q.shape)} do not fit keys of shape {tuple(k.shape)} and values of shape "
+            f"{tuple(v.shape)}"
+        )
+    if box < 1 or not k.numel():
+        raise InvalidInputError(f"boxes of {box} cells over keys of shape {tuple(k.shape)}: both must hold something")
+    for name, starts, count in (("row_starts", row_starts, rows), ("col_starts", col_starts, cols)):
+        if starts.shape != (count,) or starts.dtype != torch.int32:
+            raise InvalidInputError(f"{name} is {_say(starts)}, must be {(count,)} int32")
+    if visible is not None and (visible.shape != k.shape[:3] or visible.dtype != torch.bool):
+        raise InvalidInputError(f"visible is {_say(visible)}, must be {tuple(k.shape[:3])} bool")
+
+
+def _even(x: Tensor) -> Tensor:
+    """Lay (row, col, k, head, head_dim) out as the kernel walks it, with a copy only where it is not so already.
+
+    Tokens are contiguous and at one distance within a row; rows are a whole number of tokens apart.
+    """
+    _rows, cols, cell, _heads, dim = x.shape
+    row, col, token, *inner = x.stride()
+    even = inner == [dim, 1] and token > 0 and row >= 0 and row % token == 0 and (cols == 1 or col == cell * token)
+    return x if even else x.clone(memory_format=torch.contiguous_format)
+
+
+def _inside(starts: Tensor, box: int, cells: int) -> Tensor:
+    """(query, cell) bool: whether a cell lies in the run of ``box`` cells that begins at a query's start."""
+    past = torch.arange(cells) - starts[:, None]
+    return (past >= 0) & (past < box)
+
+
+def _largest(errors: Iterable[float]) -> float:
+    """Not a number if any is: ``max`` would pass over it."""
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
 class _Turns:
@@ -256,9 +396,13 @@ def _register(kernel: Kernel) -> torch.library.Library:
     def cross_shape(q: Tensor, kv: Tensor, *_tables: Tensor | None) -> Tensor:
         return q.new_empty(len(kv), q.shape[1], q.shape[2] * q.shape[3])
 
+    def boxes_shape(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
+        return q.new_empty(*q.shape[:3], q.shape[3] * q.shape[4])
+
     calls: tuple[tuple[Callable[..., Tensor], Callable[..., Tensor]], ...] = (
         (kernel.attend, attend_shape),
         (kernel.cross, cross_shape),
+        (kernel.boxes, boxes_shape),
     )
     for schema, (call, shape) in zip(SCHEMAS, calls, strict=True):
         name = schema.partition("(")[0]

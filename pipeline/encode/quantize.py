@@ -11,6 +11,7 @@ was not run on a GPU.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,3 +219,8 @@ def load_calibration(path: str, *, card: ModelCard, patch_px: int, sensors: tupl
     if len(calibration.scale) != card.dims or not all(np.isfinite(s) and s > 0 for s in calibration.scale):
         raise ConfigError(f"calibration {path} needs {card.dims} positive scales, has {len(calibration.scale)}")
     return calibration
+
+
+def calibration_bytes(calibration: Calibration) -> bytes:
+    """The file that ``load_calibration`` reads: JSON, the same bytes for the same calibration."""
+    return (json.dumps(asdict(calibration), indent=1, sort_keys=True) + "\n").encode()

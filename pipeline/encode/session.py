@@ -409,7 +409,8 @@ class Session:
         side = gate.gate_window(grid.window_px, grid.patch_px, grid.box_px)
         cells = side // grid.patch_px
         core = (1, cells - 2) if grid.stitch == "centre" and self._core and cells > 2 else None  # the pruned path
-        run = self._running(self._build(gate.DATES, window_px=side, core=core))
+        dates = gate.gate_dates(side, grid.patch_px, len(self._sensors))
+        run = self._running(self._build(dates, window_px=side, core=core))
 
         def on_device(pixels: tuple[torch.Tensor, ...], visible: torch.Tensor | None) -> torch.Tensor:
             with torch.inference_mode():
@@ -430,6 +431,7 @@ class Session:
             core=core,
             box_px=grid.box_px,
             margin=grid.embed_px // grid.patch_px,
+            dates=dates,
         )
 
     def _window_patches(self, pixels: tuple[torch.Tensor, ...], cells: int) -> tuple[torch.Tensor, ...]:

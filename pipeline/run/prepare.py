@@ -45,6 +45,8 @@ S2_ONLY = ("sentinel2_l2a",)
 CALIBRATION_PERIODS = 3
 CALIBRATION_PX = 96
 """Largest side of a calibration window: every simulated place holds at least one."""
+SMALLER = 0.9
+"""Share of the trained side down to which a window may shrink so that another one fits beside it."""
 CALIBRATION_WINDOWS = 4
 """Windows per simulated place and axis at most: bounds the cost at patch 1."""
 PROBE_FLOPS = 40e9
@@ -370,15 +372,23 @@ def _sample_vectors(model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...
     periods = tuple(
         Period(index=i, start=start + step * i, end=start + step * (i + 1)) for i in range(CALIBRATION_PERIODS)
     )
-    window = min(trained_side(model.card.version, CALIBRATION_PERIODS), CALIBRATION_PX // patch_px) * patch_px
-    spec = GridSpec(patch_px=patch_px, window_px=window, overlap_px=0, tile_px=256)
+    spec = _calibration_grid(trained_side(model.card.version, CALIBRATION_PERIODS), patch_px)
     encoder = Session(model, grid=spec, periods=periods, numerics=_plain_numerics(), threads=1, sensors=sensors)
     for stacks in calibration_stack_sets(periods, sensors=sensors):
-        box = stacks[0].box
+        box, window = stacks[0].box.pad(-spec.embed_px), spec.window_px
         count = min(CALIBRATION_WINDOWS, box.height // window)
         origins = [(box.row + i * window, box.col + j * window) for i in range(count) for j in range(count)]
         fields = encoder.encode(stacks, origins)
         yield encoder.head(fields.values).numpy()[fields.valid]
+
+
+def _calibration_grid(trained: int, patch_px: int) -> GridSpec:
+    """Windows inside a simulated place: as large as trained, or a little smaller where one more fits then."""
+    spec = GridSpec(patch_px=patch_px, window_px=patch_px, overlap_px=0, tile_px=256)
+    cells = CALIBRATION_PX // patch_px - 2 * spec.embed_px // patch_px
+    side = min(trained, cells)
+    more = cells // (cells // side + 1)
+    return replace(spec, window_px=patch_px * (more if more >= SMALLER * side else side))
 
 
 def _plain_numerics() -> Numerics:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pipeline.encode import checkpoint, gate, plain
+from pipeline.encode.domain import DomainEncoder
+from pipeline.encode.embed import PatchEmbed
 from pipeline.encode.olmoearth import Encoder
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, InvalidInputError
 
 S2 = ("sentinel2_l2a",)
 ALL = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -288,3 +290,128 @@ def test_the_gates_windows_lack_tokens_periods_and_one_cell():
         assert not visible[..., -1, -1].any()
         assert visible.any(dim=0).any(dim=0).sum() == 35
         assert 0.3 < float(visible.float().mean()) < 0.7
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+BOXED = [("random:v1.2-nano:0", S2, 8, 16), ("random:v1.2-toy:0", ALL, 4, 32), ("random:v1.3-toy:0", ALL, 8, 24)]
+"""Model, sensors, patch and box in pixels."""
+
+
+def domain_of(model, sensors, patch_px, box_px, **options) -> DomainEncoder:
+    side = gate.gate_window(512, patch_px, box_px)
+    dates = gate.gate_dates(side, patch_px, len(sensors))
+    options = {"dates": dates, **options}
+    return DomainEncoder(model, window_px=side, patch_px=patch_px, sensors=sensors, box_px=box_px, **options)
+
+
+def check_boxes(run, model, sensors, patch_px, box_px, *, dtype="bfloat16"):
+    side = gate.gate_window(512, patch_px, box_px)
+    dates = gate.gate_dates(side, patch_px, len(sensors))
+    options = {"window_px": side, "patch_px": patch_px, "batch_windows": 1, "box_px": box_px, "dates": dates}
+    with torch.inference_mode():
+        return gate.check(run, model, dtype=dtype, sensors=sensors, **options)
+
+
+def shifted(encoder, layers) -> DomainEncoder:
+    """Boxes that begin one cell too late where they can."""
+    for layer in layers:
+        layer.starts = (layer.starts + 1).clamp(max=encoder.cells - layer.box)
+    return encoder
+
+
+@pytest.mark.parametrize("case", BOXED, ids=str)
+def test_a_domain_encoder_passes_with_room(case):
+    model = checkpoint.load(case[0])
+    assert check_boxes(domain_of(model, *case[1:]), model, *case[1:], dtype="float32").ratio < 1e-3
+
+
+@pytest.mark.parametrize("case", BOXED, ids=str)
+def test_a_bfloat16_domain_encoder_passes(case):
+    model = checkpoint.load(case[0])
+    report = check_boxes(domain_of(model, *case[1:], dtype=torch.bfloat16), model, *case[1:])
+    assert report.ratio < gate.LIMIT
+    assert max(abs(share) for result in report.cases for _, share in result.faults) < gate.LIMIT / 2
+
+
+def test_boxes_of_sixteen_cells_pass_with_fewer_dates():
+    case = ("random:v1.2-toy:0", S2, 1, 16)
+    model = checkpoint.load(case[0])
+    assert check_boxes(domain_of(model, *case[1:]), model, *case[1:], dtype="float32").ratio < 1e-3
+
+
+@pytest.mark.parametrize("case", BOXED, ids=str)
+def test_attention_to_the_whole_domain_is_refused_and_named(case):
+    model, (sensors, patch_px, box_px) = checkpoint.load(case[0]), case[1:]
+    side = gate.gate_window(512, patch_px, box_px)
+    dates = gate.gate_dates(side, patch_px, len(sensors))
+    stock = Encoder(model, window_px=(side, side), patch_px=patch_px, dates=dates, sensors=sensors)
+    with pytest.raises(DeviceError, match="looks like attention beyond the box .share 1.00"):
+        check_boxes(stock, model, *case[1:])
+
+
+@pytest.mark.parametrize("case", BOXED, ids=str)
+def test_boxes_shifted_by_one_cell_are_refused(case):
+    model = checkpoint.load(case[0])
+    encoder = domain_of(model, *case[1:])
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check_boxes(shifted(encoder, encoder.blocks), model, *case[1:])
+
+
+def test_boxes_of_the_pooler_alone_shifted_by_one_cell_are_refused():
+    case = BOXED[2]
+    model = checkpoint.load(case[0])
+    for part in ("reads", "blocks"):
+        encoder = domain_of(model, *case[1:])
+        with pytest.raises(DeviceError, match="start-up gate"):
+            check_boxes(shifted(encoder, getattr(encoder.pooler, part)), model, *case[1:], dtype="float32")
+
+
+@pytest.mark.parametrize("fault", ["missing times", "missing rows", "missing columns", "swapped rows and columns"])
+def test_faults_of_positions_are_still_told_apart_with_boxes(nano, fault):
+    case = BOXED[0][1:]
+    with pytest.raises(DeviceError, match=f"looks like {fault} .share 1.0"):
+        check_boxes(domain_of(with_frequencies(nano, TURNED[fault]), *case), nano, *case)
+
+
+def test_a_domain_encoder_that_ignores_the_mask_is_refused(nano):
+    case = BOXED[0][1:]
+    encoder = domain_of(nano, *case)
+    with pytest.raises(DeviceError, match="with tokens missing the encoder differs"):
+        check_boxes(lambda pixels, visible: encoder(pixels, None), nano, *case)
+
+
+def test_a_window_no_larger_than_a_box_is_refused(nano):
+    with pytest.raises(InvalidInputError, match="must be larger than the box of 16 px"):
+        gate.check(print, nano, window_px=16, patch_px=8, batch_windows=1, dtype="float32", box_px=16)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1.2", "v1.3"])
+def test_windows_cut_out_of_something_larger_are_compared_without_a_border(version):
+    model, margin = checkpoint.load(f"random:{version}-toy:0"), 1
+    encoder = encoder_for(model, patch_px=4)
+    side = gate.gate_window(96, 4)
+    options = {"sensor": S2[0], "patch_px": 4, "dates": gate.DATES, "dtype": torch.float32, "margin_px": 4 * margin}
+    embed = PatchEmbed(model, window_px=(side, side), **options)
+
+    def run(pixels, visible):
+        return encoder.from_patches((embed.patches(pixels[0]),), visible)
+
+    assert check(run, model, patch_px=4, dtype="float32", margin=margin).ratio < 1e-3
+    with pytest.raises(DeviceError, match="start-up gate"):
+        check(lambda x, seen: encoder(x[0][..., 4:-4, 4:-4], seen), model, patch_px=4, dtype="float32", margin=margin)
+
+
+def test_the_gates_window_is_larger_than_a_box_and_its_dates_cross_the_year():
+    assert [gate.gate_window(512, p, box) for p, box in ((1, 16), (2, 16), (4, 32), (8, 16), (8, 0))] == [
+        18,
+        20,
+        40,
+        48,
+        48,
+    ]
+    for side in (6, 10, 18, 30):
+        dates = gate.gate_dates(side, 1, 3)
+        assert dates[0].year < dates[-1].year
+        assert len(dates) >= 2
+    assert gate.gate_dates(6, 1, 3) == gate.DATES

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import VERSIONS, reference_fields, reference_model, write_checkpoint
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.searchlight import SearchlightSettings
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import MaskedOlmoEarthSample
 
 from pipeline.encode import checkpoint, plain
 from pipeline.errors import InvalidInputError
@@ -178,3 +180,83 @@ def test_without_coordinates_an_absolute_model_cannot_tell_places_apart():
 def test_location_tokens_of_a_model_without_a_pooler_are_refused():
     with pytest.raises(InvalidInputError, match="v1.2. has no location tokens"):
         some_tokens(checkpoint.load("random:v1.2-toy:0"), output="location")
+
+
+@pytest.mark.parametrize("version", ["v1.2", "v1.3"])
+def test_tokens_that_attend_to_boxes_equal_the_references_own_mode(tmp_path_factory, version):
+    """The encoder over domains compares other shapes, and location tokens finer than a patch, with that mode itself."""
+    model, ours = make(tmp_path_factory, "toy", version=version)
+    x, at = pixels(ours, SENSORS[:2], (24, 32)), plain.places(ours.config, DATES, (6, 8), patch_px=4)
+    inputs = {}
+    for name, part in zip(SENSORS, x, strict=False):
+        inputs[name] = part.permute(0, 3, 4, 1, 2).contiguous()
+        inputs[f"{name}_mask"] = torch.zeros(*inputs[name].shape[:4], 1)
+    stamps = torch.tensor([[day.day, day.month - 1, day.year] for day in DATES])[None]
+    with torch.inference_mode():
+        want = model.encoder(
+            MaskedOlmoEarthSample(timestamps=stamps, **inputs),
+            patch_size=4,
+            fast_pass=False,
+            searchlight=SearchlightSettings(neighborhood_attention_size_px=16),
+        )
+    got = plain.tokens(ours, x, sensors=SENSORS[:2], dates=DATES, patch_px=4, at=at, box=4)
+    for name, found in zip(SENSORS, got, strict=False):
+        same = getattr(want["tokens_and_masks"], name).permute(0, 3, 1, 2, 4, 5)
+        torch.testing.assert_close(found, same, **TOLERANCE)
+    if version == "v1.3":
+        location = plain.field(ours, got, output="location", at=at, box=4)
+        torch.testing.assert_close(location, want["location_tokens"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("box", "first"), [(2, 5), (3, 3), (4, 3)])
+def test_boxes_of_location_tokens_are_those_of_their_cells(pooled, box, first):
+    """Of 6 cells: those that see the last one in their read, and those that see one of these in the block after it."""
+    _, ours = pooled
+    x, right = pixels(ours, SENSORS[:1], (24, 24)), plain.places(ours.config, DATES, (6, 6), patch_px=4)
+    rows = torch.arange(12) * 2 - 1.0
+    fine = replace(right, queries=torch.stack(torch.meshgrid(rows, rows, indexing="ij"), dim=-1))
+    found = plain.tokens(ours, x, sensors=SENSORS[:1], dates=DATES, patch_px=4, at=right, box=box)
+    other = tuple(part.clone() for part in found)
+    other[0][:, :, 5, 5] += torch.randn(len(DATES), 1, found[0].shape[-1])  # not the same for all channels
+    one, two = (plain.field(ours, part, output="location", at=fine, box=box)[0] for part in (found, other))
+    sees = (one - two).abs().amax(dim=-1) > 1e-6
+    want = torch.zeros(12, 12, dtype=torch.bool)
+    want[2 * first :, 2 * first :] = True
+    assert torch.equal(sees, want)
+
+
+def test_a_box_as_large_as_the_window_is_no_box(pooled):
+    _, ours = pooled
+    x, at = pixels(ours, SENSORS[:1], (16, 16)), plain.places(ours.config, DATES, (4, 4), patch_px=4)
+    options = {"sensors": SENSORS[:1], "dates": DATES, "patch_px": 4, "at": at}
+    visible = gaps(SENSORS[:1], (4, 4))
+    boxed, whole = (plain.tokens(ours, x, visible, **options, box=box) for box in (4, None))
+    torch.testing.assert_close(boxed, whole)
+    boxed, whole = (plain.field(ours, whole, visible, output="location", at=at, box=box) for box in (4, None))
+    torch.testing.assert_close(boxed, whole)
+
+
+def test_a_location_token_without_any_token_in_its_box_is_finite(pooled):
+    _, ours = pooled
+    x, at = pixels(ours, SENSORS[:1], (24, 24)), plain.places(ours.config, DATES, (6, 6), patch_px=4)
+    visible = torch.zeros(1, 1, len(DATES), 6, 6, dtype=torch.bool)
+    visible[..., 5, 5] = True
+    found = plain.tokens(ours, x, visible, sensors=SENSORS[:1], dates=DATES, patch_px=4, at=at, box=2)
+    assert bool(plain.field(ours, found, visible, output="location", at=at, box=2).isfinite().all())
+
+
+@pytest.mark.parametrize("patch_px", [1, 4, 8])
+def test_a_margin_is_embedded_and_cut_off(patch_px):
+    model, margin = checkpoint.load("random:v1.2-toy:0"), 2
+    n, day = 5, DATES[:1]
+    x = pixels(model, SENSORS[:1], (n * patch_px, n * patch_px))[0][:, :1]
+    options = {"config": model.config, "sensor": SENSORS[0], "patch_px": patch_px}
+    want = plain._embed(model.tensors, x, **options)[:, :, margin:-margin, margin:-margin]
+    at = plain.places(model.config, day, (1, 1), patch_px=patch_px)
+    shape = {"sensors": SENSORS[:1], "dates": day, "patch_px": patch_px, "at": at}
+    got = plain.tokens(model, (x,), margin=margin, **shape)[0]
+    added = plain._encoding(model.tensors, config=model.config, sensor=SENSORS[0], dates=day, at=at.tokens)
+    alone = plain._blocks(
+        model.tensors, (want + added).flatten(0, 4), at.tokens.flatten(0, 2), config=model.config, mask=None
+    )
+    torch.testing.assert_close(got.flatten(0, 4), alone)
