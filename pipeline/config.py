@@ -210,7 +210,7 @@ class EncodeSettings(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA and on CPUs with AVX512-BF16 or AMX, else float32."
     )
-    attention: Literal["auto", "sdpa", "own", "flex", "flash", "efficient", "cudnn", "math"] = Field(
+    attention: Literal["auto", "sdpa", "own", "flex", "flash", "efficient", "cudnn", "math", "triton"] = Field(
         "auto", description="Attention kernel; auto: the fastest of this device, measured once per store."
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on for CUDA.")

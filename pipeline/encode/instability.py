@@ -12,8 +12,10 @@ field goes the way of the blended one: head, interpolation, codes, classes. Then
   window's codes and the written ones. It is counted in code steps because their size is frozen in the calibration:
   relative to the deviation of a field it would depend on the area that was asked for.
 
-The encoder is not run again. Whole numbers are compared (codes and classes), windows are added in the order of their
-groups, which the lattice fixes, so a pixel's bytes do not depend on the tile. Classifiers are handed in.
+The encoder is not run again; what follows it is, once per group: 44 to 62 ms per km2 at 128 dimensions and four groups
+(overlap up to half a window), 109 at nine, against 8 for stitching and classifying alone, on one core of a busy AMD
+EPYC. Whole numbers are compared (codes and classes), windows are added in the order of their groups, which the lattice
+fixes, so a pixel's bytes do not depend on the tile. Classifiers are handed in.
 
 Only ``blend`` has more than one window per written pixel; ``check`` refuses the rest. With an overlap below half a
 window, the middle of a window is seen by that window alone: nothing can be said there, and it is nodata.
@@ -45,8 +47,8 @@ VERSION = "1"
 NODATA = 255
 """Of both layers: no written pixel, or fewer than two windows over it."""
 PER_STEP = 10
-"""``spread`` counts tenths of a code step: rounding alone makes two equal vectors differ by up to 0.4 steps (root of
-1/6), what stands out from it starts at about that size, and random weights reach some 6 steps."""
+"""``spread`` counts tenths of a code step. Rounding of the codes alone gives about 0.4 steps (root of 1/6), so finer
+would say nothing; on the simulated sample random weights gave 1.7 (median) and 4 to 6 (99 %)."""
 MAX_SPREAD = 254
 """Largest spread that is told apart: 25.4 code steps."""
 

@@ -42,7 +42,10 @@ rare larger moves. Neighbours differ by several codes (standard deviation 6.7 on
 the mean step at the edge by less than a thousandth. Another batch shape in bfloat16 moves half of the codes."""
 CORE_CELLS = 8
 """Least side of the core beside whose edges the error is taken: 28 tokens there per place."""
+FAR_BELOW = 10
+"""Halos are tried until the error is so many times below the tolerance."""
 MOST_HALOS = 13
+"""About as many halos are tried, whatever the exact one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +115,9 @@ class Edge:
     Attributes:
         box_px: Side of the boxes.
         exact_px: Halo that holds everything a kept token can see: (north and west, south and east).
-        halos_px: Halos tried, north and west; south and east as much, but no more than ``exact_px`` says.
+        halos_px: Halos tried, north and west, and the exact one; south and east as much, but no more than ``exact_px``.
         changes: Change of the kept tokens of the outermost rows and columns, at the worse of the two sides.
-        halo_px: Smallest halo whose change is within the tolerance; the last of ``halos_px`` when no other is.
+        halo_px: Smallest of them whose change is within the tolerance.
     """
 
     box_px: int
@@ -339,20 +342,25 @@ def edge_error(
     need = edge_side_px(box_px, patch_px, exact_px)
     if any(place[0].shape[-1] < need for place in places):
         raise InvalidInputError(f"the edge of a domain needs places of {need} px")
-    fields: list[list[torch.Tensor]] = []
-    halos = halos_px(patch_px, exact_px[0])
-    for halo in halos:
+
+    def fields(halo: int) -> list[torch.Tensor]:
         around = min(halo, exact_px[0]), min(halo, exact_px[1])
         eye = domain_eye(
             checkpoint, box_px=box_px, halo_px=around, patch_px=patch_px, dates=dates, sensors=sensors, core=core,
             device=device,
         )  # fmt: skip
-        first = exact_px[0] - around[0]
-        cut = slice(first, first + eye.window_px)
-        fields.append([eye.vectors(tuple(part[..., cut, cut] for part in place)) for place in places])
-    changes = tuple(_edge_change(field, fields[-1], scale) for field in fields)
-    fits = (halo for halo, change in zip(halos, changes, strict=True) if change.within(*tolerance))
-    return Edge(box_px=box_px, exact_px=exact_px, halos_px=halos, changes=changes, halo_px=next(fits, halos[-1]))
+        cut = slice(exact_px[0] - around[0], exact_px[0] - around[0] + eye.window_px)
+        return [eye.vectors(tuple(part[..., cut, cut] for part in place)) for place in places]
+
+    *tries, last = halos_px(patch_px, exact_px[0])
+    right, found = fields(last), dict[int, Change]()
+    for halo in tries:
+        found[halo] = _edge_change(fields(halo), right, scale)
+        if found[halo].within(*(limit / FAR_BELOW for limit in tolerance)):
+            break  # larger halos leave less
+    found[last] = _edge_change(right, right, scale)
+    chosen = next(halo for halo, change in found.items() if change.within(*tolerance))
+    return Edge(box_px=box_px, exact_px=exact_px, halos_px=tuple(found), changes=tuple(found.values()), halo_px=chosen)
 
 
 def edge_side_px(box_px: int, patch_px: int, exact_px: tuple[int, int]) -> int:

@@ -83,7 +83,8 @@ def map_store(
 ) -> Published:
     """Classify every committed pixel of a store and publish the map.
 
-    The classes are computed from the stored codes, so they equal those that a run writes in the same pass.
+    The classes are computed from the stored codes, so they equal those that a run writes in the same pass. There is no
+    instability band: the store holds what the windows became, not what each saw; plan with ``maps: instability: true``.
 
     Args:
         place: Output folder or store.

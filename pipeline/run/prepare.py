@@ -23,6 +23,7 @@ from pipeline.plan.trained import trained_side
 from pipeline.read.rules import rules_of
 from pipeline.run.folder import access_of
 from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Plan
+from pipeline.write import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ def prepare(
         model=model.card,
         numerics=numerics,
         calibration=calibration,
-        heads=tuple((name, probe.hash) for name, probe in heads),
+        heads=(*((name, probe.hash) for name, probe in heads), *_instability(settings, spec)),
         rate=_rate(settings, model, spec=spec, periods=periods, numerics=numerics),
         mask=mask,
     )
@@ -169,6 +170,29 @@ def _with_absolute_catalogs(inputs: InputSettings, absolute: Callable[[str], str
     sections = {name: getattr(inputs, name) for name in fields}
     own = {name: part.model_copy(update={"catalog": every(part.catalog)}) for name, part in sections.items()}
     return inputs.model_copy(update={"catalog": every(inputs.catalog)} | own)
+
+
+def unsure_maps(settings: Settings) -> tuple[str, ...]:
+    """Names of the maps whose instability is asked for."""
+    return tuple(m.name for m in settings.maps if m.instability)
+
+
+def _instability(settings: Settings, spec: GridSpec) -> tuple[tuple[str, str], ...]:
+    """(layer, version) of the layers that say how sure the windows are: they belong to what a tile is asked for.
+
+    Raises:
+        ConfigError: The windows do not overlap, or a map has the name of such a layer.
+    """
+    from pipeline.encode import instability  # noqa: PLC0415
+
+    layers = layout.instability_layers(unsure_maps(settings))
+    if not layers:
+        return ()
+    instability.check(spec)
+    taken = {layer.name for layer in layers} & {m.name for m in settings.maps}
+    if taken:
+        raise ConfigError(f"maps are called {', '.join(sorted(taken))}, as a layer of maps.instability: rename them")
+    return tuple((layer.name, instability.VERSION) for layer in layers)
 
 
 def load_heads(settings: Settings, *, card: ModelCard, calibration: Calibration) -> tuple[tuple[str, Probe], ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.encode import assemble, quantize, stitch
+from pipeline.encode import assemble, instability, quantize, stitch
 from pipeline.errors import DataError
 from pipeline.plan import grid
 from pipeline.types import (
@@ -28,9 +28,10 @@ from pipeline.types import (
     Tile,
     Usage,
 )
+from pipeline.write import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -95,6 +96,7 @@ class TileContext:
         writer: The store.
         commits: Attempts, intents and receipts.
         heads: (map name, probe).
+        unsure: Names of the maps whose instability is written beside them.
         clock: Thread-seconds by stage.
         memory: Peak memory.
         at: Called at every stage boundary.
@@ -109,6 +111,7 @@ class TileContext:
     clock: StageClock
     memory: PeakMemory
     at: At
+    unsure: tuple[str, ...] = ()
 
 
 def run_tile(
@@ -173,8 +176,8 @@ def finish(
 ) -> tuple[Int8Embedding, Maps]:
     """Stitch, apply the head, interpolate, quantise and classify the wanted blocks of a tile.
 
-    Floats stay on the encoder's device, one row of blocks at a time, so that those of a whole tile never exist at once;
-    codes come to the host once.
+    Floats stay on the encoder's device, one row of blocks (or core of a domain) at a time, so that those of a whole
+    tile never exist at once; codes come to the host once.
     """
     tile, spec = task.tile, context.grid
     box = spec.on_store(tile.box)
@@ -182,13 +185,10 @@ def finish(
     reason = np.full(box.shape, Reason.NOT_REQUESTED, np.uint8)
     n_obs = np.zeros(box.shape, np.uint8)
     failed_cells = {source.cell_id for stack in stacks for source in stack.sources if source.skipped}
-    for block_row, group in groupby(task.blocks, key=lambda block: block[0]):
-        blocks = tuple(group)
-        place = _token_box(tile, blocks, spec)
-        tokens = stitch.stitch(fields.values, fields.valid, origins=origins, grid=spec, box=place)
-        tokens = stitch.with_head(tokens, context.encoder.head)
+    for blocks, stitched in _stitched(task, fields, origins=origins, spec=spec):
+        tokens = stitch.with_head(stitched, context.encoder.head)
         if not tokens.finite:
-            raise DataError(f"tile {tile.id}, block row {block_row}: the encoder gave values that are not finite")
+            raise DataError(f"tile {tile.id}, blocks {blocks}: the encoder gave values that are not finite")
         for block in blocks:
             ground = tile.block_box(*block)
             part = spec.on_store(ground)
@@ -207,7 +207,32 @@ def finish(
         clipped=codes.clipped_share(reason == Reason.VALID),
         quality=tuple(_quality(task, stack.quality) for stack in stacks if stack.quality is not None),
     )
-    return result, _classified(task, result, context=context)
+    maps = _classified(task, result, context=context)
+    return result, maps + _instability(task, fields, origins=origins, written=(result, maps), context=context)
+
+
+def _stitched(
+    task: Task, fields: WindowFields, *, origins: Sequence[tuple[int, int]], spec: GridSpec
+) -> Iterator[tuple[tuple[tuple[int, int], ...], stitch.Field]]:
+    """(blocks, the token field under them and the margin of interpolation), until all wanted blocks are there."""
+    if spec.stitch != "neighbourhood":
+        for _, group in groupby(task.blocks, key=lambda block: block[0]):
+            blocks = tuple(group)
+            box = _token_box(task.tile, blocks, spec)
+            yield (
+                blocks,
+                stitch.stitch_shifts(fields.values, fields.valid, origins=origins, grid=spec, box=box),
+            )
+        return
+    side = spec.core_px
+
+    def core(block: tuple[int, int]) -> tuple[int, int]:
+        box = task.tile.block_box(*block)
+        return box.row // side, box.col // side
+
+    for (row, col), group in groupby(sorted(task.blocks, key=core), key=core):
+        box = Box(zone=task.tile.zone, res_m=PIXEL_M, row=row * side, col=col * side, height=side, width=side)
+        yield tuple(group), stitch.domain_field(fields.values, fields.valid, origins=origins, grid=spec, box=box)
 
 
 def _token_box(tile: Tile, blocks: Sequence[tuple[int, int]], spec: GridSpec) -> Box:
@@ -260,6 +285,60 @@ def _classified(task: Task, result: Int8Embedding, *, context: TileContext) -> M
         for (_, probe), (_, layer) in zip(context.heads, layers, strict=True):
             layer[cut] = probe.classify(result.codes[:, *cut], scale, valid)
     return layers
+
+
+def _instability(
+    task: Task,
+    fields: WindowFields,
+    *,
+    origins: Sequence[tuple[int, int]],
+    written: tuple[Int8Embedding, Maps],
+    context: TileContext,
+) -> Maps:
+    """What overlapping windows say against the written classes and vectors; 255 outside the wanted blocks."""
+    result, maps = written
+    heads = [
+        (probe, classes)
+        for (name, probe), (_, classes) in zip(context.heads, maps, strict=True)
+        if name in context.unsure
+    ]
+    if not heads:
+        return ()
+    scale = np.asarray(context.calibration.scale, np.float32)
+    names = (*(layout.instability_of(name) for name, _ in context.heads if name in context.unsure), layout.SPREAD)
+    layers = tuple((name, np.full(result.box.shape, instability.NODATA, np.uint8)) for name in names)
+    for _, group in groupby(task.blocks, key=lambda block: block[0]):
+        blocks = tuple(group)
+        parts = []
+        for block in blocks:
+            box = context.grid.on_store(task.tile.block_box(*block))
+            cut = box.slices_in(result.box)
+            parts.append(
+                instability.Part(
+                    box=box,
+                    codes=result.codes[:, *cut],
+                    valid=result.reason[cut] == Reason.VALID,
+                    classes=tuple(classes[cut] for _, classes in heads),
+                    disagreement=tuple(layer[cut] for _, layer in layers[:-1]),
+                    spread=layers[-1][1][cut],
+                )
+            )
+        instability.fill(
+            fields.values,
+            fields.valid,
+            origins=origins,
+            grid=context.grid,
+            box=_token_box(task.tile, blocks, context.grid),
+            head=context.encoder.head,
+            calibration=context.calibration,
+            classifiers=[_classifier(probe, scale) for probe, _ in heads],
+            parts=parts,
+        )
+    return layers
+
+
+def _classifier(probe: Probe, scale: NDArray[np.float32]) -> instability.Classify:
+    return lambda codes, valid: probe.classify(codes, scale, valid)
 
 
 def _receipt(

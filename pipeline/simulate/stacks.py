@@ -160,11 +160,18 @@ def calibration_stack_sets(
     Raises:
         InvalidInputError: An unknown sensor.
     """
+    for place in calibration_places(len(periods)):
+        yield stack_set(place, periods, sensors=sensors, seed=seed)
+
+
+def stack_set(
+    place: Place, periods: tuple[Period, ...], *, sensors: tuple[str, ...], seed: int = DEFAULT_SEED
+) -> tuple[Stack, ...]:
+    """One Stack per sensor at a place; arguments and errors as ``calibration_stack_sets``."""
     unknown = [name for name in sensors if name not in _OF_SENSOR]
     if unknown:
         raise InvalidInputError(f"no simulated stacks of {', '.join(unknown)}; known: {', '.join(_OF_SENSOR)}")
-    for place in calibration_places(len(periods)):
-        yield tuple(_OF_SENSOR[name](place, periods, seed) for name in sensors)
+    return tuple(_OF_SENSOR[name](place, periods, seed) for name in sensors)
 
 
 def _sentinel2(place: Place, periods: tuple[Period, ...], seed: int) -> Stack:

@@ -2,7 +2,8 @@
 
 Pure: knows the values and no file. ``attributes.py`` writes the metadata text, ``zones.py`` the arrays, ``shards.py``
 the pixels. A store is a Zarr v3 hierarchy: root group, one group ``utmNN`` per UTM zone, and in it ``embeddings (time,
-band, y, x)`` int8 with its coordinates and the layers ``reason``, ``n_obs`` and ``map_<name>`` (time, y, x) uint8.
+band, y, x)`` int8 with its coordinates and the layers ``reason``, ``n_obs`` and ``map_<name>`` (time, y, x) uint8;
+a map with its instability has ``map_<name>_instability`` beside it, and the store one ``map_embedding_spread``.
 All of them share one shard side, so that a tile is a whole number of shards of every array. A pixel of the arrays is
 ``GridSpec.token_px`` lattice pixels of 10 m wide: 1, or a token. The layers of ``quality.py`` have one value per block.
 """
@@ -17,6 +18,7 @@ from pipeline.types import BLOCK_PX, NODATA_CODE, PIXEL_M, Box, Reason, canonica
 from pipeline.write import quality
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Tile
@@ -28,6 +30,9 @@ MAX_CHUNK_BYTES = 4 * 2**20
 MAX_LAYER_CHUNK_PX = 512
 """Chunk side of the uint8 layers: 256 KiB before compression, one request of a map viewer."""
 MAP_FILL = 255
+SPREAD = "embedding_spread"
+"""Name of the layer that says how far the vectors of overlapping windows lie apart."""
+SPREAD_TITLE = "spread of the vectors of overlapping windows, tenths of a code step (254: 25.4 or more)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,24 @@ class MapLayer:
     def array(self) -> str:
         """Name of the array in the zone group."""
         return f"map_{self.name}"
+
+
+def instability_of(name: str) -> str:
+    """Name of the layer that says where overlapping windows disagree about the class of a map."""
+    return f"{name}_instability"
+
+
+def instability_title(name: str) -> str:
+    """That layer in words."""
+    return f"weight of the overlapping windows that see another class than {name}, per cent"
+
+
+def instability_layers(names: Sequence[str]) -> tuple[MapLayer, ...]:
+    """The continuous layers of the maps that have an instability, in the order of ``names``; none for none."""
+    if not names:
+        return ()
+    own = tuple(MapLayer(name=instability_of(name), title=instability_title(name)) for name in names)
+    return (*own, MapLayer(name=SPREAD, title=SPREAD_TITLE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,8 +307,7 @@ def identity(spec: StoreSpec) -> dict[str, str]:
         "recipe": spec.recipe,
         "calibration": spec.calibration.hash,
         "dims": str(spec.dims),
-        "grid": f"patch {grid.patch_px}, window {grid.window_px}, overlap {grid.overlap_px}, tile {grid.tile_px} px, "
-        f"one vector per {grid.pixel_m} m, {grid.stitch}",
+        "grid": f"{grid.summary}, tile {grid.tile_px} px, one vector per {grid.pixel_m} m, {grid.stitch}",
         "maps": canonical_json([[m.name, m.classes] for m in spec.maps]),
     }
 
