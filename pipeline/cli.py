@@ -184,7 +184,7 @@ def _print_plan(made: Plan) -> None:
         ("dates", f"{spans}, {len(made.periods)} periods" + _empty(made)),
         ("candidate scenes", _scenes_line(made)),
         ("model", _model_line(made)),
-        ("windows", f"{made.grid.window_px} px, overlap {made.grid.overlap_px} px, patch {made.grid.patch_px}"),
+        ("lattice", f"{made.grid.stitch}: {made.grid.summary}"),
         ("numerics", _numerics_line(made)),
         ("calibration", made.calibration.hash[:12] + (" (provisional)" if made.calibration.provisional else "")),
     ]
@@ -409,7 +409,10 @@ def map_(
     name: Annotated[str | None, typer.Option(help="Name of the map; default: the probe's file name.")] = None,
     as_json: JSON = False,
 ) -> None:
-    """Classify a store's embeddings into a GeoTIFF with colours, class names and overviews."""
+    """Classify a store's embeddings into a GeoTIFF with colours, class names and overviews.
+
+    Instability needs the windows: only maps of the same pass have it (maps: instability: true).
+    """
     from pipeline.run.heads import map_store  # noqa: PLC0415
 
     made = map_store(store, head, name=name, progress=progress_printer())
@@ -453,6 +456,128 @@ def model(
     _print_rows(tuple(row for row in rows if row[0] not in long), as_json=False, title=f"Model {names[-1]}")
     for label, value in long.items():
         out.print(f"{label}: {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+MEASURED = Annotated[str, typer.Argument(metavar="MODEL", help="As for 'earthpress model'.")]
+PATCH = Annotated[int, typer.Option("--patch-px", metavar="PX", help="Side of a token: encode.patch_px.")]
+PERIODS = Annotated[int, typer.Option("--periods", metavar="N", help="Time steps; a plan uses what has as many.")]
+SENSORS = Annotated[str, typer.Option("--sensors", metavar="S,S", help="sentinel2_l2a, sentinel1, landsat.")]
+VECTOR = Annotated[str, typer.Option("--vector", metavar="NAME", help="Vector that is written: encode.output.")]
+SCALES = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="Calibration file that the result is added to; default: that of --output, or a provisional one.",
+    ),
+]
+
+
+@app.command(epilog="Example: earthpress seams ./olmoearth-nano --patch-px 4 --periods 6 --output nano-p4.json")
+def seams(
+    model_: MEASURED,
+    patch_px: PATCH = 4,
+    periods: PERIODS = 6,
+    window_px: Annotated[str, typer.Option(metavar="PX|auto", help="Side of the windows; auto: as a plan.")] = "auto",
+    overlap_px: Annotated[
+        str, typer.Option(metavar="PX|auto", help="Overlap of the centre crops that are compared; auto: two tokens.")
+    ] = "auto",
+    sensors: SENSORS = "sentinel2_l2a",
+    vector: VECTOR = "auto",
+    target: Annotated[float, typer.Option(help="Step at a seam over the natural one that is wanted.")] = 1.05,
+    calibration: SCALES = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Calibration file to write, for plans to use.")
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Measure the seam that a model's windows leave, and the overlap that hides it (encode.ramp=auto reads that)."""
+    from pipeline.run.measure import Shape, measure_seams  # noqa: PLC0415
+
+    found = measure_seams(
+        model_,
+        Shape.of(patch_px=patch_px, periods=periods, sensors=sensors, output=vector),
+        window_px=_pixels("--window-px", window_px),
+        overlap_px=_pixels("--overlap-px", overlap_px),
+        target=target,
+        calibration=calibration,
+        output=output,
+        note=_note,
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    out.print(_grid_table(f"Seams of {found.model}", found.table()), highlight=False)
+    out.print(_escape(found.sentence), highlight=False, soft_wrap=True)
+    _print_warnings(found.warnings)
+    if found.path:
+        out.print(f"written: {_escape(found.path)} (store.calibration)", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: earthpress reach ./olmoearth-nano --window-px 64,128 --output nano-reach")
+def reach(
+    model_: MEASURED,
+    patch_px: PATCH = 4,
+    periods: PERIODS = 6,
+    window_px: Annotated[
+        str, typer.Option(metavar="PX,PX|auto", help="Sides of windows to look into; auto: 16 tokens.")
+    ] = "auto",
+    box_px: Annotated[
+        str, typer.Option(metavar="PX|auto", help="Boxes of neighbourhood attention; auto: as a plan.")
+    ] = "auto",
+    sensors: SENSORS = "sentinel2_l2a",
+    vector: VECTOR = "auto",
+    calibration: SCALES = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for reach.json, reach.png and calibration.json."),
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Measure how far the encoder looks, and the halo that domains need (encode.halo_px=auto reads that)."""
+    from pipeline.run.measure import Shape  # noqa: PLC0415
+    from pipeline.run.measure_reach import measure_reach  # noqa: PLC0415
+
+    sides = (_pixels("--window-px", part) for part in window_px.split(","))
+    found = measure_reach(
+        model_,
+        Shape.of(patch_px=patch_px, periods=periods, sensors=sensors, output=vector),
+        windows_px=tuple(side for side in sides if side is not None),
+        box_px=_pixels("--box-px", box_px),
+        calibration=calibration,
+        output=output,
+        note=_note,
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    for title, rows in found.tables():
+        out.print(_grid_table(title, rows), highlight=False)
+    out.print(_escape(found.sentence), highlight=False, soft_wrap=True)
+    _print_warnings(found.warnings)
+    for path in found.paths:
+        out.print(f"written: {_escape(path)}", highlight=False, soft_wrap=True)
+
+
+def _pixels(option: str, text: str) -> int | None:
+    """A side in pixels; None for ``auto``."""
+    if text.strip() == "auto":
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise InvalidInputError(f"{option} {text!r} is not a number of pixels and not 'auto'")
+    return int(text)
+
+
+def _grid_table(title: str, rows: tuple[tuple[str, ...], ...]) -> Table:
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _print_warnings(warnings: tuple[str, ...]) -> None:
+    for text in warnings:
+        err.print(f"[yellow]warning:[/] {_escape(text)}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: earthpress doctor --json")

@@ -40,7 +40,7 @@ from pipeline.run.reading import Source
 from pipeline.run.status import to_do
 from pipeline.run.tile import At, Encoder, Maps, TileContext, run_tile, wanted_px
 from pipeline.types import Int8Embedding, Plan, Receipt, Stack, Task, Usage
-from pipeline.write import store
+from pipeline.write import layout, store
 from pipeline.write.commit import Commits
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Outcome:
         valid_px: Pixels with an embedding, of the tiles of this run.
         stopped: Signal that ended the run, "" when it ended by itself.
         published: Pictures, maps and report; None when nothing is committed.
+        seam_faults: One sentence per seam score above ``run.max_seam_score``, of everything that is committed.
     """
 
     output: str
@@ -129,15 +130,16 @@ class Outcome:
     valid_px: int = 0
     stopped: str = ""
     published: Published | None = field(default=None)
+    seam_faults: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 some tiles failed, 65 too many degraded or no valid pixel at all, 75 stopped."""
+        """0 all done, 3 some tiles failed, 65 too many degraded, no valid pixel at all or seams, 75 stopped."""
         if self.stopped:
             return StoppedError.exit_code
         if self.failures:
             return DataError.exit_code
-        return NoDataError.exit_code if self.too_degraded or self.nothing_seen else 0
+        return NoDataError.exit_code if self.too_degraded or self.nothing_seen or self.seam_faults else 0
 
     @property
     def nothing_seen(self) -> bool:
@@ -172,6 +174,7 @@ class Outcome:
                 f"{self.degraded} of {self.tiles} tiles ({100 * self.degraded / self.tiles:.3g}%) are more than "
                 f"run.max_degraded_pct={self.max_degraded_pct:g} allows: exit code {NoDataError.exit_code}"
             )
+        lines += [f"{fault}: exit code {NoDataError.exit_code}" for fault in self.seam_faults]
         lines += [f"failed {f.tile_id}: {f.kind}: {f.message}" for f in self.failures]
         return "\n".join(lines + (list(self.published.lines()) if self.published else []))
 
@@ -244,6 +247,7 @@ def run(
         valid_px=sum(r.valid_px for r in tally.receipts),
         stopped=tally.stopped,
         published=published,
+        seam_faults=() if tally.stopped else _seam_faults(plan, settings),
     )
 
 
@@ -391,6 +395,7 @@ def _context(
         writer=StoreWriter(path, time_index),
         commits=commits,
         heads=heads,
+        unsure=prepare.unsure_maps(settings),
         clock=clock,
         memory=memory,
         at=at,
@@ -432,7 +437,8 @@ def store_spec(plan: Plan, *, heads: tuple[tuple[str, Probe], ...]) -> store.Sto
         maps=tuple(
             store.MapLayer(name=name, classes=tuple(zip(p.values, p.names, p.colours, strict=True)))
             for name, p in heads
-        ),
+        )
+        + layout.instability_layers(prepare.unsure_maps(settings_of(plan))),
         source_data=tuple(
             sorted({f"{s.collection} ({s.quantity})" if s.quantity else s.collection for s in plan.scenes})
         ),
@@ -602,6 +608,14 @@ def _publish(plan: Plan) -> Published:
     from pipeline.run.publish import publish  # noqa: PLC0415
 
     return publish(plan.output)
+
+
+def _seam_faults(plan: Plan, settings: Settings) -> tuple[str, ...]:
+    """Also without pictures: the limit is part of the request."""
+    from pipeline.run import pictures, seam_report  # noqa: PLC0415
+
+    tiles = pictures.committed(plan) if settings.run.max_seam_score is not None else ()
+    return seam_report.over_limit(plan, seam_report.measured(plan, tiles)) if tiles else ()
 
 
 def _held(plan: Plan, settings: Settings, *, lead_s: float, threads: int) -> Lease:

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.maps import probe as probes
 from pipeline.run.folder import credit_of, settings_of, store_path
 from pipeline.types import BLOCK_PX, NODATA_CODE, PIXEL_M, Box, Plan, Receipt, Tile, canonical_json
-from pipeline.write import durable, geotiff, page, preview, store
+from pipeline.write import durable, geotiff, layout, page, preview, store
 from pipeline.write.commit import Commits
 from pipeline.write.layout import union
 
@@ -36,8 +36,65 @@ MIN_SAMPLE = 256
 store of token resolution has 1024 pixels and may have as many dimensions."""
 PAGE_PX = 1400
 """Longest side of the pictures inside the report page."""
+RAMP = (
+    (0.0, "#f4f1ea"), (0.1, "#fbdc8c"), (0.25, "#f59b4a"), (0.5, "#d6455b"), (1.0, "#5a1a5e")
+)  # fmt: skip
+"""Colours of a continuous layer, light to dark, by share of its range; between them mixed. Low values, where most
+pixels lie, get most of the colours."""
 PROBE_SUFFIX = ".probe.json"
 """Beside the maps that ``map_store`` made lie their probes, so that they can be made again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shading:
+    """A continuous layer beside a map, shown by ``RAMP``.
+
+    Attributes:
+        name: Short name, part of file names.
+        band: Of the COG of the map.
+        title: What the values are.
+        top: Value that gets the last colour; larger ones get it too.
+        ticks: (value, text) of the legend.
+    """
+
+    name: str
+    band: int
+    title: str
+    top: int
+    ticks: tuple[tuple[int, str], ...]
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """``#rrggbb`` of value 0, 1, ... 254."""
+        at = np.minimum(np.arange(255) / self.top, 1)
+        known = [(share, [int(text[k : k + 2], 16) for k in (1, 3, 5)]) for share, text in RAMP]
+        shares, colours = [share for share, _ in known], np.array([colour for _, colour in known])
+        mixed = np.rint([np.interp(at, shares, colours[:, k]) for k in range(3)]).astype(int).T
+        return tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in mixed.tolist())
+
+    @property
+    def legend(self) -> tuple[tuple[str, str], ...]:
+        """(text, colour) of the ticks."""
+        colours = self.colours
+        return tuple((text, colours[value]) for value, text in self.ticks)
+
+
+DISAGREEMENT = Shading(
+    name="instability",
+    band=2,
+    title="Where overlapping windows see another class: per cent of their weight; empty where fewer than two look",
+    top=100,
+    ticks=((0, "0 %"), (10, "10 %"), (25, "25 %"), (50, "50 %"), (100, "100 %")),
+)
+SPREAD = Shading(
+    name="spread",
+    band=3,
+    title="How far the vectors of overlapping windows lie apart, in code steps; empty where fewer than two look",
+    top=100,
+    ticks=((0, "0 steps"), (10, "1"), (25, "2.5"), (50, "5"), (100, "10 and more")),
+)
+SHADINGS = (DISAGREEMENT, SPREAD)
+"""The further bands of a map with its instability, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +107,7 @@ class ClassMap:
         tags: Provenance.
         trained: Whether the embeddings come from trained weights.
         layer: (row, col) uint8 classes of a tile, 255 nodata.
+        further: (description, layer) of the bands of ``SHADINGS``; none for a map without its instability.
     """
 
     name: str
@@ -57,6 +115,7 @@ class ClassMap:
     tags: tuple[tuple[str, str], ...]
     trained: bool
     layer: Callable[[Tile], NDArray[np.uint8]]
+    further: tuple[tuple[str, Callable[[Tile], NDArray[np.uint8]]], ...] = ()
 
 
 def committed(plan: Plan) -> tuple[tuple[Tile, Receipt], ...]:
@@ -85,7 +144,7 @@ def ground(plan: Plan) -> tuple[Box, ...]:
 
 
 def publish_map(plan: Plan, tiles: Sequence[Tile], made: ClassMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write a class map: one COG per 8192 px group and zone, one PNG per zone.
+    """Write a class map: one COG per 8192 px group and zone, one PNG per zone and shown layer.
 
     Returns:
         (COG paths, PNG paths).
@@ -94,6 +153,8 @@ def publish_map(plan: Plan, tiles: Sequence[Tile], made: ClassMap) -> tuple[tupl
     folder.mkdir(parents=True, exist_ok=True)
     cogs = [str(_map_cog(folder, box, tiles=tiles, made=made)) for box in _groups(plan)]
     pngs = [_map_png(plan, box, tiles=tiles, made=made) for box in ground(plan)]
+    for shading, (_, layer) in zip(SHADINGS, made.further, strict=False):
+        pngs += [_shading_png(plan, box, tiles, made=made, shading=shading, layer=layer) for box in ground(plan)]
     return tuple(cogs), tuple(pngs)
 
 
@@ -101,8 +162,15 @@ def store_maps(plan: Plan) -> Iterator[ClassMap]:
     """The maps that the run wrote into the store."""
     from pipeline.run.prepare import load_heads  # noqa: PLC0415
 
-    for name, probe in load_heads(settings_of(plan), card=plan.model, calibration=plan.calibration):
-        yield replace(probe_map(plan, name, probe), layer=partial(_map_layer, plan, name))
+    settings = settings_of(plan)
+    unsure = {m.name for m in settings.maps if m.instability}
+    for name, probe in load_heads(settings, card=plan.model, calibration=plan.calibration):
+        further = layout.instability_layers((name,)) if name in unsure else ()
+        yield replace(
+            probe_map(plan, name, probe),
+            layer=partial(_map_layer, plan, name),
+            further=tuple((layer.title, partial(_map_layer, plan, layer.name)) for layer in further),
+        )
 
 
 def kept_maps(plan: Plan) -> Iterator[ClassMap]:
@@ -115,7 +183,10 @@ def kept_maps(plan: Plan) -> Iterator[ClassMap]:
 
 
 def probe_map(plan: Plan, name: str, probe: probes.Probe) -> ClassMap:
-    """A map computed from the stored codes, tile by tile; equal to the one a run writes in the same pass."""
+    """A map computed from the stored codes, tile by tile; equal to the one a run writes in the same pass.
+
+    It has no instability: the store holds what the windows became, not what each of them saw.
+    """
     return ClassMap(
         name=name,
         classes=tuple(zip(probe.values, probe.names, probe.colours, strict=True)),
@@ -161,11 +232,10 @@ def page_pictures(plan: Plan, maps: Sequence[str]) -> tuple[page.Picture, ...]:
     """Quicklook and class maps over the same ground, one zone after the other, without frame."""
     places = [tile for tile, _ in committed(plan)]
     pictures: list[page.Picture] = []
-    basis_file = Path(plan.output) / "preview" / "basis.json"
+    basis = basis_of(plan)
     for extent in ground(plan):
         factor = _factor(plan, extent, PAGE_PX)
-        if basis_file.is_file():
-            basis = preview.Basis.from_json(basis_file.read_text(encoding="utf-8"))
+        if basis is not None:
             canvas = _canvas(plan, extent, tiles=places, basis=basis, factor=factor)
             caption = "Embeddings: the first three principal components as red, green, blue."
             pictures.append(page.Picture(name="Quicklook", png=preview.png_bytes(canvas), caption=caption))
@@ -173,7 +243,15 @@ def page_pictures(plan: Plan, maps: Sequence[str]) -> tuple[page.Picture, ...]:
         for name in sorted({path.name.split("_utm")[0] for path in files}):
             same = [path for path in files if path.name.split("_utm")[0] == name]
             pictures.append(_map_picture(name, same, extent, factor))
+            shown = (_shading_picture(name, same, extent, factor, shading=shading) for shading in SHADINGS)
+            pictures += [picture for picture in shown if picture is not None]
     return tuple(pictures)
+
+
+def basis_of(plan: Plan) -> preview.Basis | None:
+    """The frozen colours of the store; None before there is a quicklook."""
+    path = Path(plan.output) / "preview" / "basis.json"
+    return preview.Basis.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _map_picture(name: str, paths: Sequence[Path], extent: Box, factor: int) -> page.Picture:
@@ -192,6 +270,29 @@ def _map_picture(name: str, paths: Sequence[Path], extent: Box, factor: int) -> 
         png=preview.png_bytes(colours),
         caption="Class of every pixel.",
         legend=tuple((title, colour) for _, title, colour in classes),
+    )
+
+
+def _shading_picture(
+    name: str, paths: Sequence[Path], extent: Box, factor: int, *, shading: Shading
+) -> page.Picture | None:
+    """A further band of the COGs of one map laid over the ground; None where they have none."""
+    canvas = np.zeros((extent.height // factor, extent.width // factor, 4), np.uint8)
+    found = False
+    for path in paths:
+        values, box, title = geotiff.read_band(path, shading.band)
+        part = box.intersect(extent)
+        if title and part is not None:
+            found = True
+            colours = preview.render_classes(values[part.slices_in(box)], shading.colours)
+            canvas[_place(part, extent, factor)] = preview.shrink_rgba(colours, factor=factor)
+    if not found:
+        return None
+    return page.Picture(
+        name=f"{shading.name.capitalize()} of {name}",
+        png=preview.png_bytes(canvas),
+        caption=f"{shading.title}.",
+        legend=shading.legend,
     )
 
 
@@ -276,6 +377,7 @@ def _map_cog(folder: Path, box: Box, *, tiles: Sequence[Tile], made: ClassMap) -
         class_names=tuple((value, name) for value, name, _ in made.classes),
         overview="mode",
         tags=(*made.tags, (geotiff.CLASSES_TAG, canonical_json(made.classes))),
+        further=tuple((title, _mosaic(box, tiles=tiles, layer=layer, factor=1)) for title, layer in made.further),
     )
     return path
 
@@ -289,6 +391,31 @@ def _map_png(plan: Plan, extent: Box, *, tiles: Sequence[Tile], made: ClassMap) 
         preview.render_classes(classes, [colour for _, _, colour in made.classes]),
         title_lines=_titles(plan, f"Map {made.name}"),
         legend=[(name, colour) for _, name, colour in made.classes],
+        label=None if made.trained else _label(plan),
+    )
+    return str(path)
+
+
+def _shading_png(
+    plan: Plan,
+    extent: Box,
+    tiles: Sequence[Tile],
+    *,
+    made: ClassMap,
+    shading: Shading,
+    layer: Callable[[Tile], NDArray[np.uint8]],
+) -> str:
+    path = Path(plan.output) / "maps" / f"{made.name}.{shading.name}_utm{extent.zone:02d}.png"  # no map has a dot
+    factor = _factor(plan, extent, preview.MAX_SIDE_PX)
+    canvas = np.zeros((extent.height // factor, extent.width // factor, 4), np.uint8)
+    for tile, whole, part in _parts(tiles, extent):
+        colours = preview.render_classes(layer(tile)[part.slices_in(whole)], shading.colours)
+        canvas[_place(part, extent, factor)] = preview.shrink_rgba(colours, factor=factor)
+    preview.save_png(
+        str(path),
+        canvas,
+        title_lines=_titles(plan, f"{shading.name.capitalize()} of map {made.name}: {shading.title}"),
+        legend=shading.legend,
         label=None if made.trained else _label(plan),
     )
     return str(path)

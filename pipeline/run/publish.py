@@ -7,8 +7,10 @@ the ledger grows with every run.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,11 @@ from pipeline.account.ledger import read as read_ledger
 from pipeline.maps import probe as probes
 from pipeline.plan.estimate import total
 from pipeline.plan.planner import load_plan
-from pipeline.run import pictures
+from pipeline.run import pictures, seam_report
 from pipeline.run.folder import credit_of, settings_of, store_path
 from pipeline.run.status import tile_status
 from pipeline.types import BLOCK_PX, PIXEL_M, Plan, Receipt, Task, Tile, canonical_json, content_hash
-from pipeline.write import durable, page
+from pipeline.write import durable, page, stac
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +46,9 @@ class Published:
         store: The embedding store.
         page: report.html.
         ledger: Folder of the ledger.
+        seams: JSON of the seam scores.
+        stac: STAC collection.
+        seam_faults: One sentence per seam score above ``run.max_seam_score``.
         quicklooks: PNG and COG of the embeddings.
         maps: Class map COGs.
         pictures: PNG of the class maps.
@@ -52,6 +57,9 @@ class Published:
     store: str
     page: str
     ledger: str
+    seams: str = ""
+    stac: str = ""
+    seam_faults: tuple[str, ...] = ()
     quicklooks: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
@@ -63,12 +71,13 @@ class Published:
     def lines(self) -> tuple[str, ...]:
         """For people."""
         named = [("store", (self.store,)), ("quicklook", self.quicklooks), ("map", self.maps + self.pictures)]
+        named += [("stac", (self.stac,)), ("seams", (self.seams,))]
         named += [("ledger", (self.ledger,)), ("report", (self.page,))]
-        return tuple(f"{label:<10} {path}" for label, paths in named for path in paths)
+        return tuple(f"{label:<10} {path}" for label, paths in named for path in paths if path)
 
 
 def publish(output: str, *, maps: Sequence[str] = (), map_pngs: Sequence[str] = ()) -> Published:
-    """Make quicklooks, map GeoTIFFs and the report page of what is committed in ``output``.
+    """Make quicklooks, map GeoTIFFs, seam scores, a STAC catalogue and the report page of what ``output`` holds.
 
     Args:
         output: The folder.
@@ -83,8 +92,12 @@ def publish(output: str, *, maps: Sequence[str] = (), map_pngs: Sequence[str] = 
     tiles = pictures.committed(plan)
     made = _kept(plan, tiles) or _pictures(plan, tiles)
     made = replace(made, maps=_merged(made.maps, maps), pictures=_merged(made.pictures, map_pngs))
+    found = seam_report.measured(plan, tiles)
+    root = Path(plan.output)
+    made = replace(made, seams=str(root / seam_report.SEAMS_FILE), seam_faults=seam_report.over_limit(plan, found))
+    made = replace(made, stac=stac.write_catalog(root / "stac", _catalog(plan, made, found)))
     _remember(plan, tiles, made)
-    _page(plan, made)
+    _page(plan, made, found)
     return made
 
 
@@ -163,7 +176,7 @@ def _blocks_km2(receipts: Iterable[Receipt]) -> float:
     return sum(len(r.blocks) for r in receipts) * side_km**2
 
 
-def _page(plan: Plan, made: Published) -> None:
+def _page(plan: Plan, made: Published, seams: seam_report.Seams) -> None:
     tiles = pictures.committed(plan)
     summary = _summary(plan, tiles)
     rows = tile_status(plan.output)
@@ -172,7 +185,7 @@ def _page(plan: Plan, made: Published) -> None:
         title=f"earthpress: {Path(plan.output).resolve().name}",
         subtitle=f"{plan.area.km2:,.1f} km2, {span}, {len(plan.periods)} periods, OlmoEarth {plan.model.version} "
         f"{plan.model.size}, patch {plan.grid.patch_px}, one vector per {plan.grid.pixel_m} m",
-        warnings=_warnings(plan, tiles),
+        warnings=_warnings(plan, tiles) + seam_report.warnings(plan, seams),
         facts=_facts(plan, summary),
         pictures=pictures.page_pictures(plan, made.maps),
         tiles=page.Table(
@@ -182,12 +195,68 @@ def _page(plan: Plan, made: Published) -> None:
         ),
         cost=_cost(summary),
         estimates=tuple((r.quantity, r.estimated, r.measured, "") for r in summary.ratios if r.measured is not None),
+        seams=seam_report.section(plan, seams, pictures.basis_of(plan)),
         tables=(_sources(plan, tiles), *_probe_tables(made)),
         provenance=tuple((k, str(v)) for k, v in _provenance_rows(plan)),
         notes=summary.notes,
         made=f"made by earthpress {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     page.write_page(made.page, content)
+
+
+def _catalog(plan: Plan, made: Published, seams: seam_report.Seams) -> stac.CatalogContent:
+    """What the STAC catalogue says about everything that is committed."""
+    grid, name = plan.grid, Path(plan.output).resolve().name
+    shared: dict[str, Any] = {
+        **seam_report.properties(seams),
+        "earthpress:stitch": grid.stitch,
+        "earthpress:window_px": grid.window_px,
+        "earthpress:overlap_px": grid.overlap_px,
+        "earthpress:box_px": grid.box_px,
+        "earthpress:patch_px": grid.patch_px,
+        "earthpress:recipe": plan.recipe,
+        "earthpress:model": f"OlmoEarth {plan.model.version} {plan.model.size}",
+        "earthpress:trained": plan.model.trained,
+        "earthpress:report": Path(made.page).name,
+    }
+    untrained = "" if plan.model.trained else " UNTRAINED random weights: for demonstration only."
+    return stac.CatalogContent(
+        id=re.sub(r"[^A-Za-z0-9._-]+", "-", name),
+        title=f"Embeddings {name}",
+        description=f"int8 embeddings of OlmoEarth {plan.model.version} {plan.model.size}, one vector per "
+        f"{grid.pixel_m} m; {credit_of(plan)}.{untrained}",
+        start=plan.periods[0].start,
+        end=plan.periods[-1].end,
+        items=tuple(
+            stac.ZoneItem(box=box, assets=_assets(made, box.zone), properties=tuple(shared.items()))
+            for box in pictures.ground(plan)
+        ),
+        software=(("earthpress", version("earthpress")),),
+    )
+
+
+def _assets(made: Published, zone: int) -> tuple[stac.Made, ...]:
+    group = f"utm{zone:02d}"
+    cogs = [path for path in (*made.maps, *made.quicklooks) if f"_{group}" in path and path.endswith(".tif")]
+    store = stac.Made(
+        key="embeddings", path=f"{made.store}/{group}", media_type=stac.ZARR, roles=("data",), title="Embedding store"
+    )
+    return (
+        store,
+        *(
+            stac.Made(
+                key=Path(path).stem,
+                path=path,
+                media_type=stac.COG,
+                roles=("data",) if path in made.maps else ("overview",),
+                title=Path(path).stem.replace("_", " "),
+            )
+            for path in cogs
+        ),
+        stac.Made(
+            key="seams", path=made.seams, media_type="application/json", roles=("metadata",), title="Seam scores"
+        ),
+    )
 
 
 def _warnings(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> tuple[str, ...]:

@@ -68,6 +68,23 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeamSection:
+    """The seam scores of a run.
+
+    Attributes:
+        table: Scores per lattice and axis.
+        picture: The ground around the worst line.
+        profile: From ``seam_picture.profile_svg``: the only markup that a value of this page may hold.
+        caption: Of the profile.
+    """
+
+    table: Table
+    picture: Picture | None = None
+    profile: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PageContent:
     """Everything the page shows; empty parts are left out.
 
@@ -80,7 +97,7 @@ class PageContent:
         tiles: Status of tiles.
         cost: (label, value, unit) of the ledger.
         estimates: (label, estimate, actual, unit).
-        seams: (label, value, unit) of the seam scores.
+        seams: The seam scores.
         tables: Further tables.
         provenance: (key, value).
         notes: Sentences at the end.
@@ -95,7 +112,7 @@ class PageContent:
     tiles: Table | None = None
     cost: tuple[tuple[str, Value, str], ...] = ()
     estimates: tuple[tuple[str, Value, Value, str], ...] = ()
-    seams: tuple[tuple[str, Value, str], ...] = ()
+    seams: SeamSection | None = None
     tables: tuple[Table, ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -123,7 +140,7 @@ def render_page(content: PageContent) -> str:
         _section("Cost and usage", _values(c.cost)),
         _tiles(c.tiles),
         *(_section(t.title, _table(t)) for t in c.tables),
-        _section("Seams", _values(c.seams)),
+        _seams(c.seams),
         _section("Provenance", _pairs(c.provenance)),
         _section("Notes", _list(c.notes)),
     )
@@ -206,6 +223,16 @@ def _tiles(table: Table | None) -> str:
     counts = Counter(str(row[n]) for row in table.rows for n in states)
     chips = "".join(f"<span>{_badge(state)} {count:,}</span>" for state, count in sorted(counts.items()))
     return _section(table.title, f'<p class="chips">{chips}</p>{_table(table)}')
+
+
+def _seams(seams: SeamSection | None) -> str:
+    if seams is None:
+        return ""
+    parts = [] if seams.picture is None else [_figure(seams.picture)]
+    if seams.profile:
+        parts.append(f"<figure>{seams.profile}<figcaption>{escape(seams.caption)}</figcaption></figure>")
+    figures = f'<div class="seam">{"".join(parts)}</div>' if parts else ""
+    return _section(seams.table.title, figures + _table(seams.table))
 
 
 def _table(table: Table) -> str:
@@ -363,6 +390,14 @@ margin-right:.5rem}
 .pairs{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.35rem 1.5rem;margin:0;font-size:.94rem}
 .pairs dt{color:var(--soft)}.pairs dd{margin:0;overflow-wrap:anywhere;
 font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.87rem}
+.seam{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:1.25rem;
+margin-bottom:1.25rem;align-items:start}
+.seam img{width:auto;max-width:100%;border:0;border-radius:0;background:none;image-rendering:pixelated}
+.profile{width:100%;font-size:12px}.profile text{fill:var(--soft)}
+.profile path{fill:none;stroke:var(--line)}.profile .one{stroke:var(--soft)}
+.profile .own{stroke:var(--accent);opacity:.45}
+.profile .limit{stroke:var(--alarm);stroke-dasharray:6 5}.profile .bar{stroke:var(--alarm);stroke-width:1.5}
+.profile .worst{fill:var(--alarm)}.profile .dot{fill:var(--ink)}.profile .run{fill:none;stroke:var(--ink)}
 .hint{color:var(--soft);font-size:.87rem;margin:.5rem 0 0}
 footer{color:var(--soft);font-size:.87rem;text-align:center}
 @media(max-width:40rem){.pairs{grid-template-columns:1fr;gap:0}.pairs dd{margin-bottom:.6rem}
@@ -374,7 +409,7 @@ _SCRIPT = """
 (() => {
   const $ = (s) => document.querySelector(s), viewer = $('.viewer');
   if (!viewer) return;
-  const images = [...document.querySelectorAll('figure img')];
+  const images = [...document.querySelectorAll('.figures img')];
   const stage = $('.stage'), sheet = $('.sheet'), above = $('.above'), edge = $('.edge'), amount = $('#amount');
   let x = 0, y = 0, k = 1, held = null;
   const clamp = (v, low, high) => Math.min(high, Math.max(low, v));

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InvalidInputError, OutputError
-from pipeline.write.page import MAX_ROWS, PageContent, Picture, Table, render_page, write_page
+from pipeline.write.page import MAX_ROWS, PageContent, Picture, SeamSection, Table, render_page, write_page
 from pipeline.write.preview import png_bytes
+from pipeline.write.seam_picture import MARGIN_PX, marked, profile_svg
+from pipeline.write.seams import Score
 
 NASTY = "</script><img src=http://evil.example/x onerror=alert(1)>\"'&<b>"
 PNG = png_bytes(np.full((3, 4, 4), 200, dtype=np.uint8))
@@ -41,6 +43,13 @@ class _Page(HTMLParser):
             self.text += data
 
 
+def _score(kind: str) -> Score:
+    return Score(
+        axis="row", kind=kind, period=6, phase=1, score=1.2, low=1.1, high=1.3, line=1.0, lines=9, segments=90,
+        profile=(1.0, 1.2, 1.1, None, 1.0, 0.99), own=(0,),
+    )  # fmt: skip
+
+
 def _content(text: str = "plain") -> PageContent:
     table = Table(title=text, columns=(text, "status"), rows=((text, "done"), (1, text)), note=text)
     return PageContent(
@@ -55,7 +64,12 @@ def _content(text: str = "plain") -> PageContent:
         tiles=table,
         cost=((text, 12345, text), ("Cost", None, "USD")),
         estimates=((text, 2.0, 3.0, text), ("Cost", None, 1.0, "USD")),
-        seams=((text, 1.02, text),),
+        seams=SeamSection(
+            table=table,
+            picture=Picture(name=text, png=PNG, caption=text),
+            profile=profile_svg(_score(text)),
+            caption=text,
+        ),
         tables=(table,),
         provenance=((text, text),),
         notes=(text,),
@@ -93,7 +107,7 @@ def test_the_script_holds_no_text_of_the_run():
 def test_pictures_are_embedded_once_each_and_whole():
     html = render_page(_content())
     found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", html)
-    assert [base64.b64decode(f) for f in found] == [PNG, PNG]
+    assert [base64.b64decode(f) for f in found] == [PNG, PNG, PNG]
 
 
 def test_warnings_stand_before_everything_else():
@@ -105,6 +119,33 @@ def test_warnings_stand_before_everything_else():
 def test_a_page_without_content_has_no_empty_parts():
     page = _Page(render_page(PageContent(title="empty")))
     assert not {"section", "table", "figure", "aside"} & {tag for tag, _ in page.tags}
+
+
+def test_the_viewer_compares_pictures_of_the_area_only():
+    html = render_page(_content())
+    assert "querySelectorAll('.figures img')" in html
+    assert html.index('class="seam"') > html.index('class="figures"')
+
+
+def test_the_line_is_marked_at_the_margin_and_not_in_the_picture():
+    picture = np.full((60, 80, 4), 90, np.uint8)
+    inner = (slice(MARGIN_PX, -MARGIN_PX), slice(MARGIN_PX, -MARGIN_PX))
+    for place in ({"row": 20}, {"col": 33}):
+        framed = marked(picture, **place)
+        np.testing.assert_array_equal(framed[inner], picture)
+        framed[inner] = 0
+        rows, cols = np.nonzero(framed[..., 3])
+        where, line = (rows, 20) if "row" in place else (cols, 33)
+        assert where.mean() == MARGIN_PX + line - 0.5
+        assert {c < MARGIN_PX for c in (cols if "row" in place else rows)} == {True, False}
+
+
+def test_a_profile_shows_its_worst_phase_and_leaves_gaps_open():
+    svg = profile_svg(_score("window"), token_px=4, limit=1.15)
+    assert svg.count('class="worst"') == svg.count('class="limit"') == 1
+    assert svg.count("<polyline") == 2
+    assert svg.count('class="dot"') == 5
+    assert "period of 24 px" in svg
 
 
 def test_one_picture_needs_no_viewer():
