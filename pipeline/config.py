@@ -188,7 +188,9 @@ class EncodeSettings(_Section):
         "32 and 64 px.",
     )
     core_px: Literal["auto", 256, 512, 1024, 2048] = Field(
-        "auto", description="neighbourhood: side of what one forward pass gives; auto: 256 on a CPU, 1024 on CUDA."
+        "auto",
+        description="neighbourhood: side of what one forward pass gives; auto: on a CPU 256, or 512 where the halo is "
+        "large; 1024 on CUDA.",
     )
     halo_px: int | Literal["auto", "exact"] = Field(
         "auto",
@@ -281,7 +283,9 @@ class StoreSettings(_Section):
     """The embedding store."""
 
     tile_px: Literal["auto", 256, 512, 1024, 2048] = Field(
-        "auto", description="Side of a tile; auto: 2048 on CUDA, 512 on a CPU. Fixed when the store is created."
+        "auto",
+        description="Side of a tile; auto: 2048 on CUDA, on a CPU 512, with neighbourhood attention 1024. Fixed when "
+        "the store is created.",
     )
     calibration: str = Field("auto", description="Calibration file (JSON); auto: a provisional one, labelled as such.")
 

@@ -21,8 +21,13 @@ BOX_PX = 16
 """Box of the published mode (v1.3, patch 1 and 2)."""
 BOX_PX_V12 = {4: 32, 8: 64}
 """v1.2 by patch: 8 cells, inside the grids it was trained on up to nine periods; 16 px would be 4 and 2 cells."""
-CORE_PX = {"cpu": BLOCK_PX, "cuda": 1024}
-"""By device: small enough that all cores of a CPU share a tile; on a GPU large enough that halos cost little."""
+CORES_PX = {"cpu": (BLOCK_PX, 512), "cuda": (1024,)}
+"""By device, from the smallest: on a CPU small enough that several encoders share a tile, on a GPU large enough that
+halos cost little."""
+TILE_PX = 1024
+"""Tile on a CPU, so that it holds four of the larger cores."""
+MOST_DOMAIN = 2.5
+"""A larger core is taken while domains are this many times their core: half and more of the work would be halo."""
 
 
 def default_box(version: str, patch_px: int) -> int:
@@ -55,7 +60,8 @@ def settle_domain(
         device: ``cpu`` or ``cuda``: decides the core where the user does not.
         token_px: As ``GridSpec.token_px``.
         box_px: Side of the box; None: ``default_box``.
-        core_px: Side of the core; None: ``CORE_PX``, at most a tile.
+        core_px: Side of the core; None: of ``CORES_PX`` the smallest whose halo is bearable; never by the tile, which must not decide
+            a vector.
         halo_px: Context on every side of the core, at most what attention can reach; None: all of that.
         dense: As ``GridSpec.dense``.
 
@@ -70,17 +76,18 @@ def settle_domain(
     box = default_box(card.version, patch_px) if box_px is None else box_px
     if box < 1 or box % patch_px:
         raise ConfigError(f"encode.box_px {box} is not a positive multiple of encode.patch_px {patch_px}")
-    core = min(CORE_PX[device], tile_px) if core_px is None else core_px
-    if core > tile_px:
-        raise ConfigError(
-            f"encode.core_px {core} is larger than store.tile_px {tile_px}: every tile would compute more"
-        )
     exact = exact_halo_px(card, box, patch_px)
     limit = max(exact) if halo_px is None else halo_px
     if limit < 0 or limit % patch_px:
         raise ConfigError(f"encode.halo_px {limit} is not a multiple of encode.patch_px {patch_px}")
     margin = patch_px if patch_px > 1 and token_px == 1 else 0  # interpolation reads one token beyond the core
     front, behind = (min(side, limit) + margin for side in exact)
+    core = _core(front + behind, device=device) if core_px is None else core_px
+    if core > tile_px:
+        raise ConfigError(
+            f"domains have a core of {core} px, larger than store.tile_px {tile_px}, so every tile would compute its "
+            f"neighbours too: use store.tile_px={core} or encode.core_px={tile_px}"
+        )
     if core + front + behind < box:
         raise ConfigError(f"encode.box_px {box} is larger than a domain of {core + front + behind} px")
     return GridSpec(
@@ -94,6 +101,11 @@ def settle_domain(
         halo_px=front,
         dense=dense,
     )
+
+
+def _core(halo_px: int, *, device: str) -> int:
+    sides = CORES_PX[device]
+    return next((side for side in sides if (side + halo_px) ** 2 <= MOST_DOMAIN * side**2), sides[-1])
 
 
 def explain(card: ModelCard, grid: GridSpec, periods: int, *, sensors: tuple[str, ...] = (S2,)) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RAMP_TOKENS = 6
 """Overlap without a wanted margin: on random weights a linear ramp of 6 tokens brings the step at a seam to 1.03-1.04
 times the natural one at patch 4 (64 and 96 px windows, one period)."""
+LEAST_CELLS = 4
+"""Smallest side that is chosen: without overlap the cheapest window would be a single token, which sees nothing."""
 RAMP_TOKENS_8 = 4
 """The same at patch 8, where 4 tokens are 32 px: 1.03-1.04."""
 
@@ -150,7 +152,8 @@ def choose(
         stitch: ``centre`` keeps the core of each window and prunes the last layer to it; others blend all tokens.
 
     Returns:
-        The cheapest window of the trained grids, operations per kept km2; of equals the smaller.
+        The cheapest window of the trained grids from ``LEAST_CELLS`` on, by operations per kept km2; of equals the
+        smaller.
 
     Raises:
         ConfigError: Nothing is known about this version, patch or overlap are impossible, or the overlap leaves
@@ -170,7 +173,8 @@ def choose(
         n: cost_per_km2(card, _spec(patch_px, n, overlap, stitch), periods, sensors=sensors)
         for n in range(max(overlap + 1, known.least), MOST_CELLS + 1)
     }
-    best = _cheapest({n: cost.flops for n, cost in costs.items() if n <= limit})
+    wide = min(LEAST_CELLS, limit)
+    best = _cheapest({n: cost.flops for n, cost in costs.items() if wide <= n <= limit})
     options = tuple(
         Option(
             window_px=n * patch_px,
@@ -179,7 +183,7 @@ def choose(
             trained_periods=known.periods(n),
             cost=cost,
             relative=cost.flops / costs[best].flops,
-            rejected="" if n == best else _reason(n, limit, periods, cost.flops / costs[best].flops),
+            rejected="" if n == best else _reason(n, (wide, limit), periods, cost.flops / costs[best].flops),
         )
         for n, cost in costs.items()
     )
@@ -302,8 +306,10 @@ def _spec(patch_px: int, cells: int, overlap: int, stitch: str) -> GridSpec:
     )
 
 
-def _reason(cells: int, limit: int, periods: int, relative: float) -> str:
-    costs = f"costs {relative:.2f}x"
+def _reason(cells: int, sides: tuple[int, int], periods: int, relative: float) -> str:
+    costs, (least, limit) = f"costs {relative:.2f}x", sides
+    if cells < least:
+        return f"fewer than {least} cells see too little ({costs})"
     return costs if cells <= limit else f"beyond the trained grid of {limit} cells at T={periods} ({costs})"
 
 

@@ -46,7 +46,7 @@ def inspect_model(name: str, settings: Settings) -> Rows:
     model = checkpoint.load(name, output=settings.encode.output)
     card, count = model.card, _period_count(settings)
     device = session.pick_device(settings.encode)
-    spec, choice = grid_of(settings, card, periods=count, tile_px=512, calibration=None, device=device)
+    spec, choice = grid_of(settings, card, periods=count, tile_px=2048, calibration=None, device=device)
     numerics = session.settle(settings.encode, card=card, grid=spec, periods=count)
     runner = session.Session(model, grid=spec, periods=_periods(count), numerics=numerics, threads=1)
     warm_s = runner.warm_up()

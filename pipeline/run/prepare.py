@@ -82,7 +82,7 @@ def prepare(
     note(f"reading the model {settings.model}")
     model = checkpoint.load(str(settings.model), output=settings.encode.output)
     device = session.pick_device(settings.encode)
-    tile_px = _tile_px(settings, device=device)
+    tile_px = _tile_px(settings, device=device, stitch=stitching(settings.encode, version=model.card.version))
     calibration = _calibration(settings, model, note=note)
     spec, text = grid_of(
         settings, model.card, periods=len(periods), tile_px=tile_px, calibration=calibration, device=device
@@ -324,10 +324,12 @@ def _domains_of(
     return spec, domains.explain(card, spec, periods, sensors=sensors)
 
 
-def _tile_px(settings: Settings, *, device: str) -> int:
+def _tile_px(settings: Settings, *, device: str, stitch: str) -> int:
     if settings.store.tile_px != "auto":
         return settings.store.tile_px
-    return 2048 if device == "cuda" else 512
+    if device == "cuda":
+        return 2048
+    return domains.TILE_PX if stitch == "neighbourhood" else 512
 
 
 def _calibration(settings: Settings, model: Checkpoint, *, note: Callable[[str], None]) -> Calibration:

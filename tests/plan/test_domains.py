@@ -59,7 +59,14 @@ def test_boxes_and_cores_follow_version_patch_and_device():
     assert [settle(card(), patch_px=p).box_px for p in (1, 2, 4, 8)] == [16, 16, 32, 64]
     assert [settle(card(version="v1.3"), patch_px=p).box_px for p in (1, 2, 4, 8)] == [16] * 4
     assert settle(card(), device="cuda").core_px == 1024
-    assert settle(card(), device="cuda", tile_px=512).core_px == 512
+
+
+def test_a_core_grows_where_its_halo_would_be_most_of_the_work():
+    deep = card(width=192, depth=12)
+    assert [settle(model, patch_px=p).core_px for model, p in ((card(), 4), (card(), 8), (deep, 4))] == [256, 512, 512]
+    assert settle(deep, halo_px=32).core_px == 256  # measured, cut short
+    with pytest.raises(ConfigError, match=r"use store.tile_px=512 or encode.core_px=256"):
+        settle(deep, tile_px=256)  # the tile must not decide a vector
 
 
 @pytest.mark.parametrize(
@@ -70,6 +77,7 @@ def test_boxes_and_cores_follow_version_patch_and_device():
         ("v1.2", {"box_px": 18}, "encode.box_px 18"),
         ("v1.2", {"halo_px": 6}, "encode.halo_px 6"),
         ("v1.2", {"core_px": 512, "tile_px": 256}, "larger than store.tile_px 256"),
+        ("v1.2", {"device": "cuda", "tile_px": 512}, "use store.tile_px=1024 or encode.core_px=512"),
         ("v1.2", {"box_px": 512, "halo_px": 4}, "larger than a domain"),
     ],
 )
