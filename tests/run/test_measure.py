@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import cli
-from pipeline.encode import checkpoint
+from pipeline.encode import checkpoint, rho
 from pipeline.encode.quantize import calibrate, load_calibration
 from pipeline.errors import ConfigError, OutputError
 from pipeline.plan.ramp import halo_of, ramp_of
 from pipeline.run.measure import SITES, Shape, measure_seams, save
 from pipeline.run.measure_reach import measure_reach
+from pipeline.write.seams import lattice_dependence, paired_score
 
 MODEL = "random:v1.2-toy:0"
 ONE = Shape(periods=1)
@@ -184,3 +187,19 @@ def test_sides_that_are_no_numbers_are_refused(earthpress, text):
     code, _, err = earthpress("reach", MODEL, "--window-px", text)
     assert code == 2
     assert "--window-px" in " ".join(err.split())
+
+
+def test_the_score_of_the_commands_is_the_one_that_tests_and_benchmarks_use():
+    """Two rooms score lattices, one on tensors and one on arrays: they must mean the same by it."""
+    rng, stride, side = np.random.default_rng(4), 6, 60
+    content, fields, firsts = rng.standard_normal((side, side, 8)), [], (0, 2, 3)
+    for first in firsts:
+        windows = (np.arange(side) - first) // stride
+        offset = rng.standard_normal((windows.max() - windows.min() + 1, 8))[windows - windows.min()]
+        fields.append(content + offset[:, None] + offset[None])
+    one = rho.paired([torch.from_numpy(f) for f in fields], firsts=firsts, stride=stride)
+    other = paired_score([((first, first), f) for first, f in zip(firsts, fields, strict=True)], stride=stride)
+    assert one.line > 1.2
+    assert one.line == pytest.approx(np.mean([axis[0] for axis in other.profile]), rel=0.02)
+    moved = [lattice_dependence(a, b) for a, b in pairwise(fields)]
+    assert one.lattice == pytest.approx(np.mean(moved), rel=0.02)
