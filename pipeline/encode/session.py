@@ -642,7 +642,8 @@ class Session:
             pending: deque[Future[None]] = deque()
             for batch in self._batches(resident, origins, valid, lambda pixels: pool.submit(embed, pixels).result):
                 pending.append(pool.submit(work, batch))
-                if len(pending) > IN_FLIGHT * self._threads:
+                # the pixels of a domain are as many as those of a batch of windows and more: one waits
+                if len(pending) > (self._threads if self._domains else IN_FLIGHT * self._threads):
                     pending.popleft().result()
             while pending:
                 pending.popleft().result()

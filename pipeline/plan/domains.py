@@ -60,8 +60,8 @@ def settle_domain(
         device: ``cpu`` or ``cuda``: decides the core where the user does not.
         token_px: As ``GridSpec.token_px``.
         box_px: Side of the box; None: ``default_box``.
-        core_px: Side of the core; None: of ``CORES_PX`` the smallest whose halo is bearable; never by the tile, which must not decide
-            a vector.
+        core_px: Side of the core; None: of ``CORES_PX`` the smallest whose halo is bearable; never by the tile, which
+            must not decide a vector.
         halo_px: Context on every side of the core, at most what attention can reach; None: all of that.
         dense: As ``GridSpec.dense``.
 

@@ -236,7 +236,9 @@ ACTIVATIONS = 14
 """Float32 arrays of (token, token width) alive inside one encoder block: stream, norm, q, k, v, attention and its
 output, and the MLP's hidden layer, which counts four (times gelu's copy)."""
 DOMAIN_ARRAYS = 5
-"""Float32 arrays of (token, token width) alive inside a domain: stream, keys, values, pixels or patches, results."""
+"""Float32 arrays of (token, token width) alive inside a domain: stream, keys, values, a layer's strip, results."""
+DOMAINS_WAITING = 2
+"""Domains whose pixels are ready or being made while others are in work."""
 DOMAIN_BYTES = 200_000_000
 """What the strips of a domain's layer and the gathered keys of one attention call take."""
 STRIP_TOKENS = 48
@@ -408,7 +410,9 @@ def _peak_bytes(
     batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods, sensors=sensors)
     working = rate.encoders * batch * width * 4 * (DOMAIN_ARRAYS if domains else ACTIVATIONS)
     if domains:
-        working += rate.encoders * DOMAIN_BYTES
+        bands = sum(count for feed in feeds for _, count, _, _ in _native(feed))
+        pixels_each = 4 * bands * periods * grid.window_px**2
+        working += rate.encoders * DOMAIN_BYTES + (rate.encoders + DOMAINS_WAITING) * pixels_each
     else:
         per_cell = batch // (rate.numerics.batch_windows * cells)
         rows = STRIP_TOKENS + 2 * grid.window_px // grid.patch_px

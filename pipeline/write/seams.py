@@ -471,7 +471,7 @@ def _score(strips: Sequence[Strip], lattice: Lattice) -> Score | None:
     sums = _Phases.of(observed, lattice.period)
     seen = sums.segments >= MIN_SEGMENTS
     own = _near(lattice)
-    if not seen[own].any():
+    if not seen[list(lattice.lines)].any():
         return None
     raw = np.where(sums.base > 0, sums.step / np.maximum(sums.base, 1e-30), np.nan)
     usual = _usual(raw, seen, lattice.token)
@@ -489,7 +489,7 @@ def _score(strips: Sequence[Strip], lattice: Lattice) -> Score | None:
         low=float(low[worst]),
         high=float(ratio[worst] + half[worst]),
         line=float(np.nanmax(shown[own])),
-        lines=int(sums.lines[worst]),
+        lines=_distinct(strips, observed, worst),
         segments=int(sums.segments[worst]),
         fft=_harmonics(observed, usual, lattice),
         profile=tuple(None if np.isnan(v) else round(float(v), 4) for v in shown),
@@ -609,6 +609,15 @@ def _place(
             along = part.along + int(segment) * part.segment + part.segment // 2
             at = (part.zone, *((across, along) if part.axis == "row" else (along, across)))
     return at
+
+
+def _distinct(strips: Sequence[Strip], observed: Sequence[tuple[NDArray[np.int64], Floats, Floats]], phase: int) -> int:
+    """Lines of a phase that were seen; strips that lie side by side see the same ones."""
+    lines: set[tuple[int, int]] = set()
+    for part, (phases, _, b) in zip(strips, observed, strict=True):
+        seen = np.flatnonzero((phases == phase) & (b > 0).any(axis=0))
+        lines |= {(part.zone, part.first + int(line)) for line in seen}
+    return len(lines)
 
 
 def _well_measured(strips: Sequence[Strip], lattice: Lattice) -> bool:

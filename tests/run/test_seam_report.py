@@ -180,7 +180,7 @@ def two_zones(tmp_path):
         x, y = Transformer.from_crs(4326, 32600 + zone, always_xy=True).transform(6.0, 47.0)
         row, col = int(-y // 10 // 256), int(x // 10 // 256)
         side = (col - 1, col) if zone == 31 else (col, col + 1)
-        tiles[zone] = [Tile(zone=zone, row=r, col=c, tile_px=256) for r in range(row - 2, row + 2) for c in side]
+        tiles[zone] = [Tile(zone=zone, row=r, col=c, tile_px=256) for r in range(row - 1, row + 2) for c in side]
     card = ModelCard(
         name="random", version="v1.2", size="toy", dims=4, depth=1, heads=1, parameters=1, sensors=("sentinel2_l2a",),
         sha256="ab" * 32, trained=False,
@@ -223,7 +223,7 @@ def test_two_zones_meet_without_a_seam_where_they_see_the_same_ground(two_zones)
     write()
     clean = seam_report.border_score(path, tiles[31], zone=31, scale=scale)
     assert (clean.kind, clean.axis) == ("zone", "border")
-    assert clean.segments >= 8
+    assert clean.segments >= 6
     assert clean.low <= 1 <= clean.high
     assert clean.score == pytest.approx(1, abs=0.1)
     assert seam_report.border_score(path, tiles[32], zone=32, scale=scale) is None

@@ -161,8 +161,21 @@ def test_few_lines_say_so_and_have_a_wide_interval():
     assert few.high - few.low > 2 * (many.high - many.low)
 
 
+def test_strips_side_by_side_see_the_same_lines():
+    values, valid = field(1), np.ones((SIDE, SIDE), bool)
+    parts = [
+        strip(values[:, :, k : k + 256], valid[:, k : k + 256], axis="row", first=FIRST, along=k) for k in (0, 256, 512)
+    ]
+    (found,) = measure(parts, [Lattice(kind="window", period=40)])
+    assert found.lines <= 20
+    assert found.segments == 12 * found.lines
+
+
 def test_a_lattice_without_a_line_is_left_out():
     assert "cell/row" not in scores_of(field(1)[:, :100], periods=(("window", 40), ("cell", 2048)))
+    beside = scores_of(field(4)[:, :200], token=4, periods=(("window", 40), ("cell", FIRST)))
+    assert "cell/row" not in beside  # the strip begins at the line and does not cross it
+    assert "window/row" in beside
 
 
 def test_nodata_does_not_count():
