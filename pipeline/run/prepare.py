@@ -253,7 +253,9 @@ def grid_of(
     window_px, margin_px, overlap_px = (
         None if value == "auto" else value for value in (encode.window_px, encode.margin_px, encode.overlap_px)
     )
-    ramp = _ramp(settings, periods=periods, calibration=calibration) if stitch == "blend" else None
+    ramp, said = None, ""
+    if stitch == "blend":
+        ramp, said = _ramp(settings, version=card.version, periods=periods, calibration=calibration)
     window, overlap, text = windows.settle(
         card,
         patch_px=encode.patch_px,
@@ -273,9 +275,8 @@ def grid_of(
         stitch=stitch,
         dense=encode.dense,
     )
-    if card.version in ABSOLUTE:
-        text = f"{text}\n{STRIPES.format(version=card.version)}".lstrip()
-    return spec, text
+    stripes = STRIPES.format(version=card.version) if card.version in ABSOLUTE else ""
+    return spec, "\n".join(part for part in (text, said, stripes) if part)
 
 
 def stitching(encode: EncodeSettings, *, version: str) -> str:
@@ -291,15 +292,24 @@ def stitching(encode: EncodeSettings, *, version: str) -> str:
     return "neighbourhood" if version == "v1.3" and not windowed else "blend"
 
 
-def _ramp(settings: Settings, *, periods: int, calibration: Calibration | None) -> int | None:
-    """Tokens of overlap that were asked for or follow from what was measured; None: neither."""
+def _ramp(settings: Settings, *, version: str, periods: int, calibration: Calibration | None) -> tuple[int | None, str]:
+    """(tokens of overlap that were asked for or follow from what was measured, what to say); None: neither."""
     encode = settings.encode
     if encode.ramp != "auto":
-        return encode.ramp
+        return encode.ramp, ""
     if calibration is None or encode.overlap_px != "auto" or encode.margin_px != "auto":
-        return None
+        return None, ""
     window = None if encode.window_px == "auto" else encode.window_px
-    return ramp_of(calibration, encode.patch_px, periods, settings.inputs.sensors, window)
+    tokens = ramp_of(calibration, encode.patch_px, periods, settings.inputs.sensors, window)
+    if tokens is None:
+        return None, ""
+    most = max(1, (trained_side(version, periods) if window is None else window // encode.patch_px) // 2)
+    if tokens <= most:
+        return tokens, f"ramp of {tokens} tokens, from the seams that were measured (store.calibration)"
+    return most, (
+        f"the seams that were measured (store.calibration) ask for a ramp of {tokens} tokens; it is cut to {most}, half "
+        "of a window: a step may be seen"
+    )
 
 
 def _domains_of(
