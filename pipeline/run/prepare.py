@@ -307,8 +307,8 @@ def _ramp(settings: Settings, *, version: str, periods: int, calibration: Calibr
     if tokens <= most:
         return tokens, f"ramp of {tokens} tokens, from the seams that were measured (store.calibration)"
     return most, (
-        f"the seams that were measured (store.calibration) ask for a ramp of {tokens} tokens; it is cut to {most}, half "
-        "of a window: a step may be seen"
+        f"the seams that were measured (store.calibration) ask for a ramp of {tokens} tokens; it is cut to {most}, "
+        "half of a window: a step may be seen"
     )
 
 
