@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from pipeline.read.reads import has_band
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
 
@@ -89,15 +89,23 @@ def compose(
     )
     rounds = tuple(waiting)
     running: dict[Future[Pixels], _Round] = {}
+    # not ``wait``: it never sees what a pool cancels when it is shut down, and a run that is stopped would hang
+    ended: SimpleQueue[Future[Pixels]] = SimpleQueue()
+
+    def begin(current: _Round) -> None:
+        for job in current.start(pool):
+            running[job] = current
+            job.add_done_callback(ended.put)
+
     try:
         while waiting or running:
             while waiting and _room(waiting[0], running):
-                current = waiting.popleft()
-                running |= dict.fromkeys(current.start(pool), current)
-            for job in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                begin(waiting.popleft())
+            if running:
+                job = ended.get()
                 current = running.pop(job)
                 if current.arrived(job):
-                    running |= dict.fromkeys(current.start(pool), current)
+                    begin(current)
     finally:
         for job in running:
             job.cancel()
