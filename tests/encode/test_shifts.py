@@ -60,7 +60,7 @@ def test_pixels_get_the_plane_at_their_centres(name, patch_px, dense):
 
 @pytest.mark.parametrize(("patch_px", "dense"), [(4, 1), (4, 2), (8, 2), (1, 1)])
 def test_the_field_of_a_core_is_the_plane_too(patch_px, dense):
-    spec = domains.settle_domain(NANO, patch_px=patch_px, tile_px=256, device="cpu", dense=dense)
+    spec = domains.settle_domain(NANO, patch_px=patch_px, tile_px=256, device="cpu", core_px=256, dense=dense)
     origins = grid.tile_windows(TILE, BLOCK, spec)
     values = plane(origins, spec, *spec.kept)
     valid = np.ones(values.shape[:3], np.bool_)

@@ -17,7 +17,7 @@ END = "2024-05-31"
 RELEASES = {
     "v1": ("random:v1-toy:0", "mean", 64, "centre"),
     "v1.1": ("random:v1.1-toy:0", "mean", 64, "centre"),
-    "v1.3": ("random:v1.3-toy:1", "student", 16, "blend"),
+    "v1.3": ("random:v1.3-toy:1", "student", 16, "neighbourhood"),
 }
 
 
