@@ -679,6 +679,7 @@ class SeamProfile:
         rho: Mean step between tokens where one centre crop meets the next, over that of the same ground inside a crop.
         rho_dim: The same of the worst dimension.
         rho_range: Smallest and largest ``rho`` of a single place.
+        target: Step at a seam over the natural one that a ramp shall reach.
         halo_px: Context around a domain of which the edge error is within the tolerance: north and west of the first
             kept token; south and east as much, but no more than attention reaches.
         edge: (share of int8 codes changed, mean absolute code step) at the edge with that halo.
@@ -695,6 +696,7 @@ class SeamProfile:
     rho: float = 0.0
     rho_dim: float = 0.0
     rho_range: tuple[float, float] = (0.0, 0.0)
+    target: float = 1.05
     halo_px: int = 0
     edge: tuple[float, float] = (0.0, 0.0)
     tolerance: tuple[float, float] = (0.0, 0.0)

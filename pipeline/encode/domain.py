@@ -147,20 +147,6 @@ class DomainEncoder(nn.Module):
             cast("Embed", embed)(part[0], into=stream[:, :, slots], wanted=wanted)
         return self._finish(stream, visible)
 
-    def from_patches(self, patches: tuple[torch.Tensor, ...], visible: torch.Tensor | None = None) -> torch.Tensor:
-        """As ``forward``, from patches that are embedded already (``embed.Squares``).
-
-        Args:
-            patches: One (1, time, token_row, token_col, band set, dim) float32 per sensor, of the whole domain.
-            visible: As for ``forward``.
-        """
-        _one(patches)
-        inside, stream = self.spans[0].within(Span(0, self.cells)), self._stream(patches[0])
-        for embed, part, slots in zip(self.embeds, patches, self._slots(), strict=True):
-            placed = part[0, :, inside, inside] + cast("Embed", embed).embed.bias
-            stream[:, :, slots] = placed.permute(1, 2, 0, 3, 4).flatten(2, 3)
-        return self._finish(stream, visible)
-
     def _stream(self, like: torch.Tensor) -> torch.Tensor:
         """An empty (row, col, k, dim) float32 of the tokens that are needed."""
         side = self.spans[0].count

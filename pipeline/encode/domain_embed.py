@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.encode.domain_layers import Span, strip_tokens
 from pipeline.encode.embed import PatchEmbed
 from pipeline.encode.patch import KERNEL_PX, resize_matrix
+from pipeline.types import RESIZE_REACH_PX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 SQUARE = 16
 """Cells along a square that is embedded at once, margin included: what resizing costs grows with it, the margin
 shrinks."""
-REACH_PX = 2
-"""Pixels beyond its patch that a token sees by resizing, unless the patch is 8 px (see ``patch.resize_matrix``)."""
 
 
 class Embed(nn.Module):
@@ -47,7 +46,7 @@ class Embed(nn.Module):
         super().__init__()
         self.cells, self.patch_px, self.resized = cells, patch_px, patch_px != KERNEL_PX
         self.side = min(SQUARE, cells)
-        self.margin = -(-REACH_PX // patch_px) if self.resized else 0
+        self.margin = -(-RESIZE_REACH_PX // patch_px) if self.resized else 0
         side_px = self.side * KERNEL_PX
         self.embed = PatchEmbed(
             checkpoint, sensor=sensor, window_px=(side_px, side_px), patch_px=KERNEL_PX, dates=dates, dtype=dtype

@@ -159,7 +159,8 @@ def _settle_attention(
     have = (boxes.available_boxes if domains else attention.available)(place, kind, width)
     asked: str = settings.attention
     if asked == "auto" and kept is not None and (kept.device, kept.dtype) == (device, dtype):
-        asked = attention.kind_of(kept.attention)
+        before = attention.kind_of(kept.attention)
+        asked = before if before in have else asked  # a kernel of windows may know no boxes
     if asked == "auto":
         if domains:
             cells = (grid.window_px // grid.patch_px) ** 2
@@ -416,8 +417,11 @@ class Session:
             with torch.inference_mode():
                 parts = tuple(part.to(self._device).contiguous() for part in pixels)
                 if self._squares is not None:
-                    windows = [self._window_patches(tuple(p[i] for p in parts), cells) for i in range(len(parts[0]))]
+                    count = range(len(parts[0]))
+                    windows = [self._window_patches(tuple(p[i] for p in parts), cells, place=i) for i in count]
                     parts = tuple(torch.stack(found) for found in zip(*windows, strict=True))
+                if self._graphs:
+                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 return run(parts, None if visible is None else visible.to(self._device))
 
         return gate.check(
@@ -434,17 +438,23 @@ class Session:
             dates=dates,
         )
 
-    def _window_patches(self, pixels: tuple[torch.Tensor, ...], cells: int) -> tuple[torch.Tensor, ...]:
-        """Patches of the north-west ``cells`` x ``cells`` tokens under pixels (time, band, row, col) with a margin."""
+    def _window_patches(self, pixels: tuple[torch.Tensor, ...], cells: int, *, place: int) -> tuple[torch.Tensor, ...]:
+        """Patches of the north-west ``cells`` x ``cells`` tokens under pixels (time, band, row, col) with a margin.
+
+        ``place``: which square of a call they are in, so that the gate sees whether that decides a byte.
+        """
         squares = self._no_pixels(pixels[0].shape[0])
+        at = place % len(squares[0])
         for square, part in zip(squares, pixels, strict=True):
-            square[0, :, :, : part.shape[-2], : part.shape[-1]] = part
-        return tuple(part[0, :, :cells, :cells] for part in self._embedded(squares))
+            square[at, :, :, : part.shape[-2], : part.shape[-1]] = part
+        return tuple(part[at, :, :cells, :cells] for part in self._embedded(squares))
 
     def _embedded(self, pixels: tuple[torch.Tensor, ...]) -> patches.Patches:
         """Squares to patches; timed as work of the device by whoever calls."""
         if self._squares is None:
             raise InvalidInputError("domains embed their own patches")
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.inference_mode():
             # compiled squares may reuse their output buffers (CUDA graphs)
             return tuple(part.clone() if self._graphs else part for part in self._squares(pixels))
@@ -568,11 +578,13 @@ class Session:
         size, first, side = self._numerics.batch_windows, *(self._grid.kept if self._domains else (0, self._tokens[0]))
         kept = slice(first, first + side)
         waiting: dict[bool, list[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]]] = {False: [], True: []}
-        for index, parts, visible in self._windows(resident, origins, embed):
+        for index, views, visible in self._windows(resident, origins, embed):
             valid[index] = visible[..., kept, kept].any(axis=(0, 1))
             if not valid[index].any():
                 continue
             masked = not visible.all()
+            # few windows of a row lack something: views would hold whole rows until a batch of them is full
+            parts = tuple(view.clone() for view in views) if masked and not self._domains else views
             waiting[masked].append((index, parts, visible))
             if len(waiting[masked]) == size:
                 yield _batch(waiting[masked], masked=masked)
@@ -605,6 +617,8 @@ class Session:
         with torch.inference_mode():
             given = tuple(
                 torch.stack((*parts, *(torch.zeros_like(parts[0]),) * missing))
+                if len(parts) + missing > 1
+                else parts[0].unsqueeze(0)  # no copy of a domain
                 for parts in zip(*batch.parts, strict=True)
             )
             if batch.visible is None:
@@ -680,7 +694,7 @@ class Session:
             values.index_copy_(0, where, result[: len(batch.indices)])
             end.record()
             pending.append((begin, end))
-            if len(pending) > IN_FLIGHT:
+            while len(pending) > IN_FLIGHT:
                 collect()
         while pending:
             collect()

@@ -21,9 +21,11 @@ BOX_PX = 16
 """Box of the published mode (v1.3, patch 1 and 2)."""
 BOX_PX_V12 = {4: 32, 8: 64}
 """v1.2 by patch: 8 cells, inside the grids it was trained on up to nine periods; 16 px would be 4 and 2 cells."""
-CORES_PX = {"cpu": (BLOCK_PX, 512), "cuda": (1024,)}
+CORES_PX = {"cpu": (BLOCK_PX, 512), "cuda": (BLOCK_PX, 512, 1024)}
 """By device, from the smallest: on a CPU small enough that several encoders share a tile, on a GPU large enough that
 halos cost little."""
+STREAM_BYTES = {"cpu": 2**30, "cuda": 2**33}
+"""What the tokens of one domain may take in float32; keys and values of a layer are as many again."""
 TILE_PX = 1024
 """Tile on a CPU, so that it holds four of the larger cores."""
 MOST_DOMAIN = 2.5
@@ -50,6 +52,7 @@ def settle_domain(
     core_px: int | None = None,
     halo_px: int | None = None,
     dense: int = 1,
+    per_cell: int = 1,
 ) -> GridSpec:
     """The lattice of domains.
 
@@ -64,6 +67,7 @@ def settle_domain(
             must not decide a vector.
         halo_px: Context on every side of the core, at most what attention can reach; None: all of that.
         dense: As ``GridSpec.dense``.
+        per_cell: Tokens of a cell: periods x band sets of all sensors.
 
     Raises:
         ConfigError: The version has no rotary positions, or box, core or halo are impossible.
@@ -82,7 +86,8 @@ def settle_domain(
         raise ConfigError(f"encode.halo_px {limit} is not a multiple of encode.patch_px {patch_px}")
     margin = patch_px if patch_px > 1 and token_px == 1 else 0  # interpolation reads one token beyond the core
     front, behind = (min(side, limit) + margin for side in exact)
-    core = _core(front + behind, device=device) if core_px is None else core_px
+    cell_bytes = 4 * card.token_width * per_cell / patch_px**2
+    core = _core(front + behind, device=device, px_bytes=cell_bytes) if core_px is None else core_px
     if core > tile_px:
         raise ConfigError(
             f"domains have a core of {core} px, larger than store.tile_px {tile_px}, so every tile would compute its "
@@ -103,8 +108,12 @@ def settle_domain(
     )
 
 
-def _core(halo_px: int, *, device: str) -> int:
-    sides = CORES_PX[device]
+def _core(halo_px: int, *, device: str, px_bytes: float) -> int:
+    """The largest core of a GPU, of a CPU the smallest whose halo is bearable; of those whose tokens fit."""
+    fit = [side for side in CORES_PX[device] if (side + halo_px) ** 2 * px_bytes <= STREAM_BYTES[device]]
+    sides = fit or list(CORES_PX[device][:1])
+    if device != "cpu":
+        return sides[-1]
     return next((side for side in sides if (side + halo_px) ** 2 <= MOST_DOMAIN * side**2), sides[-1])
 
 
@@ -115,10 +124,11 @@ def explain(card: ModelCard, grid: GridSpec, periods: int, *, sensors: tuple[str
     cells = grid.box_px // grid.patch_px
     need = [side + grid.margin_px for side in exact_halo_px(card, grid.box_px, grid.patch_px)]
     exact = grid.halo_px >= need[0] and behind >= need[1]
+    reaches = "all that attention reaches" if exact else "less than attention reaches"
     text = (
         f"neighbourhood: every token attends to a box of {grid.box_px} px ({cells} x {cells} tokens of "
         f"{grid.patch_px} px); domains of {grid.core_px} px with a halo of {grid.halo_px} px in the north and west and "
-        f"{behind} px in the south and east ({'all that attention reaches' if exact else 'cut short, as measured'}): "
+        f"{behind} px in the south and east ({reaches}, and {grid.margin_px} px for interpolation): "
         f"{cost.flops / 1e9:,.3g} GFLOP and {cost.tokens:,.0f} tokens per kept km2"
     )
     box = GridSpec(patch_px=grid.patch_px, window_px=grid.box_px, overlap_px=0, tile_px=grid.tile_px)

@@ -474,13 +474,19 @@ def _difference(old: Plan, new: Plan) -> str:
     pairs = {
         "dates": (_span(old), _span(new)),
         "model": (_weights(old), _weights(new)),
-        "windows": (str(old.grid), str(new.grid)),
-        "numerics": (str(old.numerics), str(new.numerics)),
+        "lattice": tuple(f"{p.grid.stitch} ({p.grid.summary}, tiles {p.grid.tile_px} px)" for p in (old, new)),
+        "numerics": tuple(_numerics(p) for p in (old, new)) if old.grid == new.grid else ("", ""),
         "calibration": (old.calibration.hash, new.calibration.hash),
     }
     there, here = (_leaves(json.loads(p.settings)["inputs"], "inputs") for p in (old, new))
     pairs |= {k: (there.get(k, "-"), here.get(k, "-")) for k in sorted({*there, *here})}
     return "; ".join(f"{k} there {a}, here {b}" for k, (a, b) in pairs.items() if a != b) or "other algorithm version"
+
+
+def _numerics(plan: Plan) -> str:
+    n = plan.numerics
+    compiled = "compiled" if n.compiled else "eager"
+    return f"{n.device} ({n.device_name}) {n.dtype} {compiled}, batch {n.batch_windows}, torch {n.torch}, {n.attention}"
 
 
 def _leaves(section: dict[str, Any], prefix: str) -> dict[str, str]:

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import InvalidInputError
 from pipeline.plan.flops import KERNEL_PX, POOLED_TOKENS
+from pipeline.types import RESIZE_REACH_PX
 
 if TYPE_CHECKING:
     from pipeline.types import Calibration, ModelCard, SeamProfile
 
 TARGET = 1.05
 """Score that a ramp shall reach: a step 5 % above the natural one is not seen in pictures of the embedding."""
-RESIZE_PX = 2
-"""How far beyond a patch its resizing to 8 x 8 samples reads (bicubic, two taps), 10 m pixels."""
 
 
 def score(rho: float, ramp: int) -> float:
@@ -68,40 +67,29 @@ def tokens_for(rho: float, target: float = TARGET) -> int:
     return ramp if score(rho, ramp) <= target else ramp + 1  # the root may round to just below a whole number
 
 
-def ramp_of(
-    calibration: Calibration,
-    patch_px: int,
-    periods: int,
-    sensors: tuple[str, ...],
-    window_px: int | None = None,
-    *,
-    target: float = TARGET,
-) -> int | None:
-    """Ramp in tokens by what ``earthpress seams`` measured; None when it was not measured for this shape.
+def ramps_of(calibration: Calibration, patch_px: int, periods: int, sensors: tuple[str, ...]) -> dict[int, int]:
+    """Window in pixels -> ramp in tokens, by what ``earthpress seams`` measured for this shape; empty: nothing.
+
+    Each ramp brings the seam of its own windows to the score that was wanted when it was measured.
 
     Args:
         calibration: With its ``seams``.
         patch_px: Side of a token.
         periods: Time steps.
         sensors: What the model is fed with.
-        window_px: Of the windows that shall be blended; None: any, the longest ramp of all that were measured.
-        target: Wanted score.
 
     Raises:
         InvalidInputError: The calibration is of another patch or other sensors, or a number is impossible.
     """
-    if window_px is not None and (window_px < patch_px or window_px % patch_px):
-        raise InvalidInputError(f"window {window_px} px is not a positive multiple of patch {patch_px} px")
-    found = [p for p in _measured(calibration, patch_px, periods, sensors) if p.window_px]
-    wanted = [p for p in found if window_px in (None, p.window_px)]
-    return max((tokens_for(p.rho, target) for p in wanted), default=None)
+    found = _measured(calibration, patch_px, periods, sensors)
+    return {p.window_px: tokens_for(p.rho, p.target) for p in found if p.window_px}
 
 
 def halo_of(calibration: Calibration, patch_px: int, periods: int, sensors: tuple[str, ...], box_px: int) -> int | None:
     """Halo of a neighbourhood domain that ``earthpress reach`` measured, 10 m pixels; None when it did not.
 
     North and west of the first kept token; south and east no more than ``reach_cells`` says. Arguments and errors as
-    ``ramp_of``.
+    ``ramps_of``.
     """
     found = [p for p in _measured(calibration, patch_px, periods, sensors) if p.box_px == box_px > 0]
     return max((p.halo_px for p in found), default=None)
@@ -153,6 +141,6 @@ def exact_halo_px(card: ModelCard, box_px: int, patch_px: int) -> tuple[int, int
 
     ``reach_cells`` and, below patch 8, the whole tokens that resizing reads around the outermost of them.
     """
-    read = 0 if patch_px == KERNEL_PX else -(-RESIZE_PX // patch_px)
+    read = 0 if patch_px == KERNEL_PX else -(-RESIZE_REACH_PX // patch_px)
     front, behind = reach_cells(card, box_px, patch_px)
     return (front + read) * patch_px, (behind + read) * patch_px

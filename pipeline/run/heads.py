@@ -15,9 +15,10 @@ from pipeline.errors import InvalidInputError, NoDataError
 from pipeline.maps import labels as labelled
 from pipeline.maps import probe as probes
 from pipeline.plan.planner import load_plan
-from pipeline.run.folder import output_of, store_path
+from pipeline.run.folder import output_of, settings_of, store_path
 from pipeline.run.local import Progress
 from pipeline.run.pictures import PROBE_SUFFIX, ClassMap, committed, probe_map, publish_map
+from pipeline.run.prepare import unsure_maps
 from pipeline.run.publish import Published, publish
 from pipeline.types import NODATA_CODE, Plan, Tile
 from pipeline.write import store
@@ -101,6 +102,11 @@ def map_store(
     title = name or Path(head).name.split(".")[0]
     if not MAP_NAME.fullmatch(title):
         raise InvalidInputError(f"map name {title!r} must be letters, digits, '_' and '-': use --name")
+    if title in unsure_maps(settings_of(plan)):
+        raise InvalidInputError(
+            f"the map {title!r} was made in the same pass and has bands of instability, which a store cannot give "
+            "again: use another --name"
+        )
     tiles = [tile for tile, _ in committed(plan)]
     cogs, pngs = publish_map(plan, tiles, _watched(probe_map(plan, title, probe), total=len(tiles), progress=progress))
     probe.save(str(Path(plan.output) / "maps" / f"{title}{PROBE_SUFFIX}"))

@@ -7,6 +7,7 @@ hence hash, it leaves alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import SENSOR_ORDER, EncodeSettings
 from pipeline.errors import ConfigError, OutputError
 from pipeline.plan import ramp, windows
-from pipeline.plan.flops import KERNEL_PX
+from pipeline.plan.trained import MAX_PERIODS
 from pipeline.run.prepare import ABSOLUTE, provisional
 from pipeline.types import Box, Calibration, GridSpec, Period, SeamProfile
 from pipeline.write import durable
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 SITES = ((0, "farmland"), (2, "river and forest"), (3, "city"), (6, "coast"))
 """(index in ``calibration_places``, name): from lively to smooth ground; seams show most on smooth ground."""
+PATCHES = (1, 2, 4, 8)
+"""Those of plans."""
+MOST_SIDE = 64
+"""Cells along the largest window or box that is measured: four times the largest grid of training."""
 PERIODS = 6
 """Time steps where the user says nothing: those of the example configuration, 180 days by 30."""
 OVERLAP_TOKENS = 2
@@ -63,8 +68,11 @@ class Shape:
         unknown = [name for name in self.sensors if name not in SENSOR_ORDER]
         if unknown or not self.sensors or len(set(self.sensors)) < len(self.sensors):
             raise ConfigError(f"sensors {list(self.sensors)}: name one or more of {', '.join(SENSOR_ORDER)}, each once")
-        if not 1 <= self.patch_px <= KERNEL_PX or self.periods < 1:
-            raise ConfigError(f"patch {self.patch_px} px must be 1..{KERNEL_PX}, periods {self.periods} positive")
+        if self.patch_px not in PATCHES or not 1 <= self.periods <= MAX_PERIODS:
+            raise ConfigError(
+                f"patch {self.patch_px} px must be one of {', '.join(map(str, PATCHES))} and periods {self.periods} "
+                f"1 to {MAX_PERIODS}"
+            )
 
     @classmethod
     def of(cls, *, patch_px: int, periods: int, sensors: str, output: str = "auto") -> Shape:
@@ -174,6 +182,9 @@ def measure_seams(
     """
     from pipeline.encode import checkpoint, rho  # noqa: PLC0415
 
+    if not 1 < target < math.inf:
+        raise ConfigError(f"--target {target:g} must be above 1 (the natural step), e.g. {ramp.TARGET:g}")
+    check_side("--window-px", window_px, shape.patch_px)
     model = checkpoint.load(name, output=shape.output)
     path, patch = output or calibration, shape.patch_px
     kept = calibration_for(model, shape, calibration, path, note=note) if path else None
@@ -189,7 +200,7 @@ def measure_seams(
     note(f"encoding them on {rho.ORIGINS} lattices of windows of {window} px")
     crops = rho.Lattice(model, grid=grid, **options)
     scores = [crops.score(place) for place in places]
-    profile = _profile(shape, grid, scores=scores, side_px=side)
+    profile = replace(_profile(shape, grid, scores=scores, side_px=side), target=target)
     tokens = ramp.tokens_for(profile.rho, target)
     blended = lattice = None
     if tokens <= window // patch - 2:
@@ -212,6 +223,17 @@ def measure_seams(
         warnings=warnings_of(model),
         path=path or "",
     )
+
+
+def check_side(name: str, side_px: int | None, patch_px: int) -> None:
+    """Refuse a side that is no multiple of the patch, or so large that measuring it would take for ever.
+
+    Raises:
+        ConfigError: It is.
+    """
+    most = MOST_SIDE * patch_px
+    if side_px is not None and (side_px < patch_px or side_px % patch_px or side_px > most):
+        raise ConfigError(f"{name} {side_px} must be a multiple of the patch of {patch_px} px, at most {most} px")
 
 
 def _crops(patch: int, window: int, overlap: int) -> GridSpec:
@@ -300,7 +322,10 @@ def save(calibration: Calibration, path: str) -> None:
     """
     from pipeline.encode.quantize import calibration_bytes  # noqa: PLC0415
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"the folder of {path} cannot be made ({err}): use another --output") from err
     durable.replace(Path(path), calibration_bytes(calibration))
 
 

@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import OutputError
 from pipeline.plan import domains, ramp
 from pipeline.run.measure import (
     Rows,
     Shape,
     calibration_for,
+    check_side,
     device,
     places_of,
     rounded,
@@ -140,6 +142,14 @@ def measure_reach(
     """
     from pipeline.encode import checkpoint, reach  # noqa: PLC0415
 
+    for side_px in windows_px:
+        check_side("--window-px", side_px, shape.patch_px)
+    check_side("--box-px", box_px, shape.patch_px)
+    if output and Path(output).exists() and not Path(output).is_dir():
+        raise OutputError(
+            f"--output {output} must be a folder, for table, picture and calibration; to add to a calibration file use "
+            f"--calibration {output}"
+        )
     model = checkpoint.load(name, output=shape.output)
     target = str(Path(output) / CALIBRATION) if output else calibration
     kept = calibration_for(model, shape, calibration, target, note=note)

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.errors import ConfigError, InvalidInputError
-from pipeline.plan import domains, estimate, planner, windows
+from pipeline.plan import domains, estimate, flops, planner, windows
 from pipeline.plan.periods import periods_of
-from pipeline.plan.ramp import halo_of, ramp_of
+from pipeline.plan.ramp import halo_of, ramps_of
 from pipeline.plan.trained import trained_side
 from pipeline.read.rules import rules_of
 from pipeline.run.folder import access_of
@@ -246,23 +246,24 @@ def grid_of(
     Raises:
         ConfigError: The settings do not fit the model.
     """
-    stitch = stitching(settings.encode, version=card.version)
+    encode, sensors = settings.encode, settings.inputs.sensors
+    stitch = stitching(encode, version=card.version)
+    _check_stitching(encode, stitch, card=card)
     if stitch == "neighbourhood":
         return _domains_of(settings, card, periods=periods, tile_px=tile_px, calibration=calibration, device=device)
-    encode, sensors = settings.encode, settings.inputs.sensors
     window_px, margin_px, overlap_px = (
         None if value == "auto" else value for value in (encode.window_px, encode.margin_px, encode.overlap_px)
     )
-    ramp, said = None, ""
-    if stitch == "blend":
-        ramp, said = _ramp(settings, version=card.version, periods=periods, calibration=calibration)
+    said = ""
+    if stitch == "blend" and overlap_px is margin_px is None:
+        window_px, overlap_px, said = _ramp(settings, card, periods=periods, calibration=calibration)
     window, overlap, text = windows.settle(
         card,
         patch_px=encode.patch_px,
         periods=periods,
         window_px=window_px,
         margin_px=margin_px,
-        overlap_px=overlap_px if ramp is None else ramp * encode.patch_px,
+        overlap_px=overlap_px,
         stitch=stitch,
         sensors=sensors,
     )
@@ -276,50 +277,118 @@ def grid_of(
         dense=encode.dense,
     )
     stripes = STRIPES.format(version=card.version) if card.version in ABSOLUTE else ""
-    return spec, "\n".join(part for part in (text, said, stripes) if part)
+    return spec, "\n".join(part for part in (text, said, stripes, _gaps(settings, spec)) if part)
+
+
+def _gaps(settings: Settings, spec: GridSpec) -> str:
+    """Warnings about windows that overlap too little for what is asked of them."""
+    found = []
+    if not spec.overlap_px:
+        found.append(
+            "warning: windows do not overlap, so their borders will show: use encode.ramp=1 or more, or "
+            "encode.stitch=neighbourhood (v1.2, v1.3)"
+        )
+    if unsure_maps(settings) and spec.stitch == "blend" and 2 * spec.overlap_px < spec.window_px:
+        once = ((spec.window_px - 2 * spec.overlap_px) / spec.stride_px) ** 2
+        found.append(
+            f"warning: {once:.0%} of the pixels lie in one window only and get no instability: use "
+            f"encode.overlap_px={-(-spec.window_px // 2 // spec.patch_px) * spec.patch_px} with "
+            f"encode.window_px={spec.window_px}"
+        )
+    return "\n".join(found)
+
+
+WINDOWS = ("window_px", "overlap_px", "margin_px", "ramp")
+BOXES = ("box_px", "core_px", "halo_px")
+USELESS = {"neighbourhood": (*WINDOWS, "batch_windows"), "blend": BOXES, "centre": (*BOXES, "ramp")}
+"""Settings that mean nothing for a way of stitching."""
 
 
 def stitching(encode: EncodeSettings, *, version: str) -> str:
     """How a field is made for a version: as set, else what fits it.
 
-    Windows that the user sets are windows, also for v1.3.
+    Boxes or windows that the user sets say which of the two is meant.
     """
     if encode.stitch != "auto":
         return encode.stitch
     if version in ABSOLUTE:
         return "centre"
-    windowed = any(getattr(encode, name) != "auto" for name in ("window_px", "overlap_px", "margin_px", "ramp"))
+    if any(getattr(encode, name) != "auto" for name in BOXES):
+        return "neighbourhood"
+    windowed = any(getattr(encode, name) != "auto" for name in WINDOWS)
     return "neighbourhood" if version == "v1.3" and not windowed else "blend"
 
 
-def _ramp(settings: Settings, *, version: str, periods: int, calibration: Calibration | None) -> tuple[int | None, str]:
-    """(tokens of overlap that were asked for or follow from what was measured, what to say); None: neither."""
-    encode = settings.encode
+def _check_stitching(encode: EncodeSettings, stitch: str, *, card: ModelCard) -> None:
+    """Refuse settings that would be dropped without a word."""
+    useless = [f"encode.{name}" for name in USELESS[stitch] if getattr(encode, name) != "auto"]
+    if useless:
+        raise ConfigError(
+            f"{' and '.join(useless)} would do nothing with encode.stitch={stitch}, which {card.version} gets here: "
+            "set encode.stitch, or leave them out"
+        )
+    if encode.dense > 1 and card.version in ABSOLUTE:
+        raise ConfigError(
+            f"encode.dense={encode.dense} needs rotary positions; {card.version} adds the place in a window to its "
+            "tokens, which shifts would show as a pattern: use encode.dense=1"
+        )
+
+
+def _ramp(
+    settings: Settings, card: ModelCard, *, periods: int, calibration: Calibration | None
+) -> tuple[int | None, int | None, str]:
+    """(window in pixels, overlap in pixels, what to say) of a blend without an overlap or margin of the user's.
+
+    A ramp that was measured belongs to its window, which is taken with it unless the user set one.
+    """
+    encode, sensors = settings.encode, settings.inputs.sensors
+    patch, window = encode.patch_px, None if encode.window_px == "auto" else encode.window_px
     if encode.ramp != "auto":
-        return encode.ramp, ""
-    if calibration is None or encode.overlap_px != "auto" or encode.margin_px != "auto":
-        return None, ""
-    window = None if encode.window_px == "auto" else encode.window_px
-    tokens = ramp_of(calibration, encode.patch_px, periods, settings.inputs.sensors, window)
-    if tokens is None:
-        return None, ""
-    most = max(1, (trained_side(version, periods) if window is None else window // encode.patch_px) // 2)
+        return window, encode.ramp * patch, ""
+    ramps = {} if calibration is None else ramps_of(calibration, patch, periods, sensors)
+    if window is None and ramps:
+        usual = windows.choose(card, patch_px=patch, periods=periods, sensors=sensors).chosen.window_px
+        window = usual if usual in ramps else max(ramps, key=lambda side: (ramps[side], side))
+    if window not in ramps:
+        return window, None, _unmeasured(calibration, periods)
+    tokens, most = ramps[window], max(1, window // patch // 2)
     if tokens <= most:
-        return tokens, f"ramp of {tokens} tokens, from the seams that were measured (store.calibration)"
-    return most, (
+        return (
+            window,
+            tokens * patch,
+            f"ramp of {_tokens(tokens)}, from the seams that were measured (store.calibration)",
+        )
+    said = (
         f"the seams that were measured (store.calibration) ask for a ramp of {tokens} tokens; it is cut to {most}, "
         "half of a window: a step may be seen"
     )
+    return window, most * patch, said
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
+
+
+def _unmeasured(calibration: Calibration | None, periods: int) -> str:
+    """What to say where a calibration holds seams, but none of this shape."""
+    if calibration is None or not calibration.seams:
+        return ""
+    held = ", ".join(
+        f"T={p.periods} {f'window {p.window_px}' if p.window_px else f'box {p.box_px}'} px" for p in calibration.seams
+    )
+    return f"store.calibration holds seams of {held}, none of this plan's (T={periods}): the usual values are taken"
 
 
 def _domains_of(
     settings: Settings, card: ModelCard, *, periods: int, tile_px: int, calibration: Calibration | None, device: str
 ) -> tuple[GridSpec, str]:
     encode, sensors = settings.encode, settings.inputs.sensors
+    said = ""
     box = domains.default_box(card.version, encode.patch_px) if encode.box_px == "auto" else encode.box_px
     halo = encode.halo_px if isinstance(encode.halo_px, int) else None
     if encode.halo_px == "auto" and calibration is not None:
         halo = halo_of(calibration, encode.patch_px, periods, sensors, box)
+        said = _unmeasured(calibration, periods) if halo is None else ""
     spec = domains.settle_domain(
         card,
         patch_px=encode.patch_px,
@@ -330,8 +399,10 @@ def _domains_of(
         core_px=None if encode.core_px == "auto" else encode.core_px,
         halo_px=halo,
         dense=encode.dense,
+        per_cell=periods * sum(len(sets) for sets in flops.band_sets(card, sensors)),
     )
-    return spec, domains.explain(card, spec, periods, sensors=sensors)
+    text = domains.explain(card, spec, periods, sensors=sensors)
+    return spec, "\n".join(part for part in (text, said) if part)
 
 
 def _tile_px(settings: Settings, *, device: str, stitch: str) -> int:
@@ -451,11 +522,11 @@ def _rate(
     rate = replace(
         estimate.rate_for(numerics, price=row, encoders=count), encoder_bytes=_encoder_bytes(settings, model, numerics)
     )
-    flops = estimate.flops_per_window(model.card, spec, len(periods), sensors=sensors) * numerics.batch_windows
-    if flops > PROBE_FLOPS or numerics.compiled:
+    work = estimate.flops_per_window(model.card, spec, len(periods), sensors=sensors) * numerics.batch_windows
+    if work > PROBE_FLOPS or numerics.compiled:
         return rate
     measured = _measured_s(model, spec=spec, periods=periods, numerics=numerics, sensors=sensors)
-    return replace(rate, flops_per_s=flops / measured)
+    return replace(rate, flops_per_s=work / measured)
 
 
 def _encoder_bytes(settings: Settings, model: Checkpoint, numerics: Numerics) -> int:

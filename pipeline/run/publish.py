@@ -24,7 +24,7 @@ from pipeline.plan.planner import load_plan
 from pipeline.run import pictures, seam_report
 from pipeline.run.folder import credit_of, settings_of, store_path
 from pipeline.run.status import tile_status
-from pipeline.types import BLOCK_PX, PIXEL_M, Plan, Receipt, Task, Tile, canonical_json, content_hash
+from pipeline.types import BLOCK_PX, PIXEL_M, GridSpec, Plan, Receipt, Task, Tile, canonical_json, content_hash
 from pipeline.write import durable, page, stac
 
 if TYPE_CHECKING:
@@ -210,10 +210,9 @@ def _catalog(plan: Plan, made: Published, seams: seam_report.Seams) -> stac.Cata
     shared: dict[str, Any] = {
         **seam_report.properties(seams),
         "earthpress:stitch": grid.stitch,
-        "earthpress:window_px": grid.window_px,
-        "earthpress:overlap_px": grid.overlap_px,
-        "earthpress:box_px": grid.box_px,
+        **_lattice(plan.grid),
         "earthpress:patch_px": grid.patch_px,
+        "earthpress:dense": grid.dense,
         "earthpress:recipe": plan.recipe,
         "earthpress:model": f"OlmoEarth {plan.model.version} {plan.model.size}",
         "earthpress:trained": plan.model.trained,
@@ -235,9 +234,22 @@ def _catalog(plan: Plan, made: Published, seams: seam_report.Seams) -> stac.Cata
     )
 
 
+def _lattice(grid: GridSpec) -> dict[str, Any]:
+    """The sides of windows, or of boxes and domains."""
+    if grid.stitch == "neighbourhood":
+        sides = {"box_px": grid.box_px, "core_px": grid.core_px, "halo_px": grid.halo_px}
+    else:
+        sides = {"window_px": grid.window_px, "overlap_px": grid.overlap_px}
+    return {f"earthpress:{name}": side for name, side in sides.items()}
+
+
 def _assets(made: Published, zone: int) -> tuple[stac.Made, ...]:
     group = f"utm{zone:02d}"
-    cogs = [path for path in (*made.maps, *made.quicklooks) if f"_{group}" in path and path.endswith(".tif")]
+    cogs = [
+        path
+        for path in (*made.maps, *made.quicklooks)
+        if path.endswith(".tif") and re.search(rf"_{group}(?!.*_utm\d\d)", Path(path).stem)
+    ]
     store = stac.Made(
         key="embeddings", path=f"{made.store}/{group}", media_type=stac.ZARR, roles=("data",), title="Embedding store"
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 """Raised when the same store would get other scores."""
 SEAMS_FILE = "seams.json"
 WARNING = 1.15
@@ -47,7 +47,8 @@ NEAR_PX = 0.2
 """Pixels of two zones are neighbours when their distance is one pixel up to this share."""
 TYPES = ("window", "domain", "block", "tile", "shard", "cell", "zone")
 WAY_OUT = {
-    "window": "a longer overlap (encode.overlap_px or encode.ramp) or encode.stitch=neighbourhood makes them fainter",
+    "window": "another output with a longer overlap (encode.ramp) or, for v1.2 and v1.3, encode.stitch=neighbourhood "
+    "has fainter ones",
     "domain": "encode.halo_px=exact removes what a cut halo leaves",
     "block": "blocks share their scenes and their weights, so look for degraded tiles and run again",
     "tile": "tiles of one numerics class agree, so look for degraded tiles and run again",
@@ -55,6 +56,9 @@ WAY_OUT = {
     "cell": "each cell ranks its own scenes: longer periods or a composite of several scenes bring them nearer",
     "zone": "two zones see the ground on turned grids: a smaller encode.patch_px makes it fainter",
 }
+ELSEWHERE = "no line of this lattice lies there, so the edge of a scene or of the ground is likelier than a seam"
+FEW_LINES = 3
+"""Fewer lines than this beside a lattice's own may be one straight edge of the ground: no reason to fail a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +121,10 @@ def measured(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Seams:
 def over_limit(plan: Plan, found: Seams) -> tuple[str, ...]:
     """One sentence per score whose whole interval lies above ``run.max_seam_score``, worst first."""
     limit = settings_of(plan).run.max_seam_score
-    bad = [s for s in found.scores if limit is not None and s.low > limit]
+    bad = [s for s in found.scores if limit is not None and s.low > limit and (s.at_line or s.lines >= FEW_LINES)]
     return tuple(
         f"seam at {_what(s)}: score {s.score:.3f}, interval {s.low:.3f} to {s.high:.3f}, is above "
-        f"run.max_seam_score={limit:g}: {WAY_OUT[s.kind]}; or plan with a higher limit"
+        f"run.max_seam_score={limit:g}: {_way_out(s)}; or plan with a higher limit"
         for s in sorted(bad, key=lambda s: -s.low)
     )
 
@@ -131,16 +135,19 @@ def warnings(plan: Plan, found: Seams) -> tuple[str, ...]:
         return over_limit(plan, found)
     bad = sorted((s for s in found.scores if s.low > WARNING), key=lambda s: -s.low)
     return tuple(
-        f"Seam at {_what(s)}: score {s.score:.3f}, interval {s.low:.3f} to {s.high:.3f}: {WAY_OUT[s.kind]}."
-        for s in bad
+        f"Seam at {_what(s)}: score {s.score:.3f}, interval {s.low:.3f} to {s.high:.3f}: {_way_out(s)}." for s in bad
     )
 
 
 def properties(found: Seams) -> dict[str, Any]:
-    """The scores as STAC properties."""
+    """The scores as STAC properties.
+
+    The headline is the lower end of the worst interval, at least 1: what is certain. A few lines have wide intervals,
+    so the score itself would rank stores by their size.
+    """
     worst = found.worst
     return {
-        "earthpress:seam_score": None if worst is None else round(worst.score, 4),
+        "earthpress:seam_score": None if worst is None else round(max(1.0, worst.low), 4),
         "earthpress:seam_scores": {
             s.name: {
                 "score": round(s.score, 4),
@@ -195,7 +202,8 @@ def section(plan: Plan, found: Seams, basis: preview.Basis | None) -> page.SeamS
         picture=None if basis is None else _picture(plan, worst, basis),
         profile=seam_picture.profile_svg(worst, token_px=px, limit=WARNING if limit is None else limit),
         caption=f"Steps by phase at {_what(worst)}: the dot is the worst phase with its interval, upright lines are "
-        "where the lattice has a line, the dashed line is the limit.",
+        f"where the lattice has a line, the dashed line is {_dashed(limit)}."
+        + ("" if worst.low > 1 else " The interval holds 1: no seam can be told from the ground."),
     )
 
 
@@ -466,7 +474,18 @@ def _mean_step(a: NDArray[np.int8], b: NDArray[np.int8], scale: NDArray[np.float
 def _what(score: seams.Score) -> str:
     if score.kind == "zone":
         return "the border between two zones"
-    return f"{score.kind} lines, steps between {'rows' if score.axis == 'row' else 'columns'}"
+    between = "rows" if score.axis == "row" else "columns"
+    if not score.at_line:
+        return f"phase {score.phase} of the {score.kind} lattice, steps between {between}"
+    return f"{score.kind} lines, steps between {between}"
+
+
+def _dashed(limit: float | None) -> str:
+    return "where a step can be seen" if limit is None else "the limit"
+
+
+def _way_out(score: seams.Score) -> str:
+    return WAY_OUT[score.kind] if score.at_line else ELSEWHERE
 
 
 def _note(found: Seams, limit: float | None) -> str:

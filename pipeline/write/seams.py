@@ -120,6 +120,7 @@ class Score:
         profile: Ratio of every phase; None where it was not seen.
         own: Phases of the lattice's own lines.
         at: (zone, row, col) of the vector south or east of the worst line, at its worst segment.
+        at_line: Whether the worst phase is one of the lattice's own lines, up to half a token beside it.
     """
 
     axis: str
@@ -136,6 +137,7 @@ class Score:
     profile: tuple[float | None, ...] = ()
     own: tuple[int, ...] = ()
     at: tuple[int, int, int] = (0, 0, 0)
+    at_line: bool = True
 
     @property
     def name(self) -> str:
@@ -495,6 +497,7 @@ def _score(strips: Sequence[Strip], lattice: Lattice) -> Score | None:
         profile=tuple(None if np.isnan(v) else round(float(v), 4) for v in shown),
         own=lattice.lines,
         at=_place(strips, observed, worst),
+        at_line=worst in own,
     )
 
 

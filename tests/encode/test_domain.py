@@ -340,17 +340,6 @@ def test_gradients_are_those_of_the_stock_encoder(models):
         torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-3)
 
 
-def test_patches_that_are_embedded_already_give_the_same(models):
-    _, ours = models("v1.3", "toy")
-    x, visible = pixels(80, 2, ALL[:2]), gaps(2, 2, 20)
-    encoder = encoder_of(ours, patch_px=4, side=80, box_px=16, periods=2, sensors=ALL[:2], core=(6, 9))
-    options = {"window_px": (80, 80), "patch_px": 4, "dates": DATES[:2], "dtype": torch.float32}
-    made = [PatchEmbed(ours, sensor=name, **options).patches(part) for name, part in zip(ALL[:2], x, strict=True)]
-    with torch.inference_mode():
-        got = encoder.from_patches(tuple(made), visible)
-    torch.testing.assert_close(got, run(encoder, x, visible), **SAME)
-
-
 @pytest.mark.parametrize("patch_px", [1, 2, 3, 4, 7, 8])
 def test_squares_are_embedded_as_the_whole_domain_at_once(patch_px):
     """Also those at its edges, where the resizing is cut."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from pipeline.errors import InvalidInputError
-from pipeline.plan.ramp import exact_halo_px, halo_of, ramp_of, reach_cells, score, tokens_for
+from pipeline.plan.ramp import exact_halo_px, halo_of, ramps_of, reach_cells, score, tokens_for
 from pipeline.types import Calibration, ModelCard, SeamProfile, content_hash
 
 S2 = ("sentinel2_l2a",)
@@ -36,7 +36,7 @@ def test_the_ramp_is_the_shortest_that_reaches_the_target(rho, target):
     assert tokens == 1 or score(rho, tokens - 1) > target
 
 
-def test_a_ramp_of_nothing_leaves_what_centre_crops_have():
+def test_a_ramps_of_nothing_leaves_what_centre_crops_have():
     assert score(2.5, 0) == 2.5
 
 
@@ -59,25 +59,24 @@ def test_a_new_measurement_of_the_same_shape_replaces_the_old_one():
     assert kept == BARE.with_seams(windows(1.5), windows(3.0, periods=12))
 
 
-def test_the_plan_reads_the_ramp_of_its_own_shape():
-    kept = BARE.with_seams(windows(2.0), windows(5.0, periods=12), boxes())
-    assert ramp_of(kept, 4, 6, S2) == tokens_for(2.0)
-    assert ramp_of(kept, 4, 12, S2, 48) == tokens_for(5.0)
-    assert ramp_of(kept, 4, 6, S2, target=1.5) == tokens_for(2.0, 1.5)
+def test_the_plan_reads_the_ramps_of_its_own_shape():
+    kept = BARE.with_seams(windows(2.0), windows(5.0, periods=12), windows(2.5, window_px=32), boxes())
+    assert ramps_of(kept, 4, 6, S2) == {48: tokens_for(2.0), 32: tokens_for(2.5)}
+    assert ramps_of(kept, 4, 12, S2) == {48: tokens_for(5.0)}
 
 
-@pytest.mark.parametrize(("periods", "window"), [(1, None), (6, 64)])
-def test_what_was_not_measured_has_no_ramp(periods, window):
-    assert ramp_of(BARE.with_seams(windows()), 4, periods, S2, window) is None
+def test_what_was_not_measured_has_no_ramp():
+    assert ramps_of(BARE.with_seams(windows()), 4, 1, S2) == {}
 
 
-def test_without_a_window_the_longest_ramp_counts():
-    kept = BARE.with_seams(windows(2.0), windows(2.5, window_px=32))
-    assert (ramp_of(kept, 4, 6, S2), ramp_of(kept, 4, 6, S2, 48)) == (7, 5)
+def test_the_target_that_was_asked_for_comes_with_the_measurement():
+    kept = BARE.with_seams(windows(2.0, target=1.5))
+    assert ramps_of(kept, 4, 6, S2) == {48: tokens_for(2.0, 1.5)}
+    assert tokens_for(2.0, 1.5) < tokens_for(2.0)
 
 
 def test_windows_have_no_halo_and_boxes_no_ramp():
-    assert ramp_of(BARE.with_seams(boxes()), 4, 6, S2) is None
+    assert ramps_of(BARE.with_seams(boxes()), 4, 6, S2) == {}
     assert halo_of(BARE.with_seams(windows()), 4, 6, S2, 32) is None
 
 
@@ -86,10 +85,10 @@ def test_the_plan_reads_the_halo_of_its_own_box():
     assert (halo_of(kept, 4, 6, S2, 32), halo_of(kept, 4, 6, S2, 16), halo_of(kept, 4, 6, S2, 48)) == (24, 16, None)
 
 
-@pytest.mark.parametrize(("patch", "sensors", "window"), [(8, S2, None), (4, ("sentinel1",), None), (4, S2, 50)])
-def test_a_calibration_of_something_else_is_refused(patch, sensors, window):
-    with pytest.raises(InvalidInputError, match=r"asked for|multiple"):
-        ramp_of(BARE.with_seams(windows()), patch, 6, sensors, window)
+@pytest.mark.parametrize(("patch", "sensors"), [(8, S2), (4, ("sentinel1",))])
+def test_a_calibration_of_something_else_is_refused(patch, sensors):
+    with pytest.raises(InvalidInputError, match="asked for"):
+        ramps_of(BARE.with_seams(windows()), patch, 6, sensors)
 
 
 @pytest.mark.parametrize(

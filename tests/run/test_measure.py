@@ -16,7 +16,7 @@ from pipeline import cli
 from pipeline.encode import checkpoint, rho
 from pipeline.encode.quantize import calibrate, load_calibration
 from pipeline.errors import ConfigError, OutputError
-from pipeline.plan.ramp import halo_of, ramp_of
+from pipeline.plan.ramp import halo_of, ramps_of
 from pipeline.run.measure import SITES, Shape, measure_seams, save
 from pipeline.run.measure_reach import measure_reach
 from pipeline.write.seams import lattice_dependence, paired_score
@@ -57,7 +57,7 @@ def reached(tmp_path_factory, seams):
 
 def test_the_ramp_that_a_plan_reads_is_the_one_that_was_printed(seams):
     found, output, _ = seams
-    assert ramp_of(read(output), 4, 1, S2) == found.ramp
+    assert ramps_of(read(output), 4, 1, S2) == {found.profile.window_px: found.ramp}
     assert f"over {found.ramp} token" in found.sentence
     assert found.blended == pytest.approx(found.predicted, rel=0.03)
 
@@ -96,7 +96,7 @@ def test_the_halo_that_a_plan_reads_is_the_one_that_was_printed(reached, seams):
     kept = read(str(folder / "calibration.json"))
     assert halo_of(kept, 4, 1, S2, 16) == found.edge.halo_px
     assert f"a halo of {found.edge.halo_px} px" in found.sentence
-    assert ramp_of(kept, 4, 1, S2) == seams[0].ramp  # what was known stays
+    assert list(ramps_of(kept, 4, 1, S2).values()) == [seams[0].ramp]  # what was known stays
 
 
 def test_reach_writes_its_table_and_a_picture(reached):

@@ -63,9 +63,54 @@ def test_a_ramp_longer_than_half_a_window_is_cut_and_said():
     assert "ramp of 3 tokens, from the seams" in lattice(calibration=measured(windows(1.5)))[1]
 
 
-def test_what_was_measured_for_another_time_axis_is_not_used():
+def test_what_was_measured_for_another_time_axis_is_not_used_and_that_is_said():
     unmeasured, _ = lattice()
-    assert lattice(calibration=measured(windows(1.2, periods=6)))[0] == unmeasured
+    spec, text = lattice(calibration=measured(windows(1.2, periods=6)))
+    assert spec == unmeasured
+    assert "holds seams of T=6 window 48 px, none of this plan's (T=3)" in text
+    _, text = lattice("encode.stitch=neighbourhood", "encode.box_px=16", calibration=measured(boxes(16)))
+    assert "holds seams of T=3 box 32 px" in text
+
+
+def test_a_measured_ramp_comes_with_its_window():
+    spec, _ = lattice(calibration=measured(replace(windows(1.2), window_px=36)))
+    assert (spec.window_px, spec.overlap_px) == (36, 4 * tokens_for(1.2))
+    longest = measured(replace(windows(1.2), window_px=36), replace(windows(2.0), window_px=40))
+    assert lattice(calibration=longest)[0].window_px == 40
+    usual, _ = lattice()
+    both = measured(replace(windows(1.2), window_px=usual.window_px), replace(windows(2.0), window_px=40))
+    assert lattice(calibration=both)[0].window_px == usual.window_px
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "says"),
+    [
+        ("v1", ["encode.box_px=32"], "encode.box_px would do nothing with encode.stitch=centre"),
+        ("v1", ["encode.ramp=6"], "encode.ramp would do nothing"),
+        ("v1.2", ["encode.stitch=centre", "encode.ramp=6"], "encode.ramp would do nothing"),
+        ("v1.3", ["encode.box_px=32", "encode.window_px=64"], "encode.window_px would do nothing"),
+        ("v1.3", ["encode.batch_windows=4"], "encode.batch_windows would do nothing"),
+        ("v1", ["encode.dense=2"], "encode.dense=2 needs rotary positions"),
+    ],
+)
+def test_a_setting_that_would_be_dropped_is_refused(name, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        lattice(*overrides, name=f"random:{name}-toy:0")
+
+
+def test_boxes_that_are_set_mean_neighbourhood():
+    assert lattice("encode.box_px=16")[0].stitch == "neighbourhood"
+
+
+def test_windows_that_do_not_overlap_are_warned_about():
+    assert "windows do not overlap" in lattice("encode.ramp=0")[1]
+    assert "windows do not overlap" not in lattice()[1]
+
+
+def test_instability_warns_where_pixels_lie_in_one_window_only():
+    maps = "maps=[{name: lc, head: lc.json, instability: true}]"
+    assert "25% of the pixels" in lattice(maps, "encode.window_px=48", "encode.overlap_px=16")[1]
+    assert "in one window only" not in lattice(maps, "encode.window_px=48", "encode.overlap_px=24")[1]
 
 
 def test_centre_crops_have_no_ramp():
@@ -87,7 +132,7 @@ def test_domains_read_the_halo_that_was_measured_or_everything():
     assert "all that attention reaches" in text
     cut, text = lattice("encode.stitch=neighbourhood", calibration=measured(boxes(16)))
     assert (cut.halo_px, cut.overlap_px) == (16 + 4, 2 * (16 + 4))
-    assert "cut short, as measured" in text
+    assert "less than attention reaches" in text
     for overrides in (["encode.halo_px=exact"], ["encode.box_px=16"]):  # the second was not measured
         spec, _ = lattice("encode.stitch=neighbourhood", *overrides, calibration=measured(boxes(16)))
         assert spec.halo_px > 20 or spec.box_px == 16
