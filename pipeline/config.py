@@ -265,8 +265,8 @@ class EncodeSettings(_Section):
         useless = [f"encode.{name}" for name in windows if getattr(self, name) != "auto"]
         if self.stitch == "neighbourhood" and useless:
             raise ValueError(
-                f"{' and '.join(useless)} set windows, and encode.stitch=neighbourhood has none: set encode.box_px, "
-                "encode.core_px or encode.halo_px"
+                f"{' and '.join(useless)}: these are for windows, and encode.stitch=neighbourhood has none: set "
+                "encode.box_px, encode.core_px or encode.halo_px"
             )
         useless = [f"encode.{name}" for name in boxes if getattr(self, name) != "auto"]
         if self.stitch in ("blend", "centre") and useless:

@@ -94,7 +94,7 @@ def test_windows_that_are_set_are_windows_for_every_version():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["encode.stitch=neighbourhood", "encode.window_px=64"], "encode.window_px set windows"),
+        (["encode.stitch=neighbourhood", "encode.window_px=64"], "encode.window_px: these are for windows"),
         (["encode.stitch=neighbourhood", "encode.ramp=3", "encode.batch_windows=4"], "ramp and encode.batch_windows"),
         (["encode.stitch=blend", "encode.box_px=16"], "encode.box_px are for encode.stitch=neighbourhood"),
         (["encode.box_px=18"], "encode.box_px 18 is not a multiple"),

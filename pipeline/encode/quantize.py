@@ -205,20 +205,30 @@ def load_calibration(path: str, *, card: ModelCard, patch_px: int, sensors: tupl
     try:
         calibration = TypeAdapter(Calibration).validate_python(json.loads(text))
     except (ValidationError, json.JSONDecodeError) as err:
-        raise ConfigError(f"{path} is not a calibration file: {err}") from err
+        raise ConfigError(
+            f"{path} is not a calibration file ({_wrong(err)}): name another one, or delete it and have it made anew"
+        ) from err
     if calibration.model_sha256 != card.sha256 or calibration.patch_px != patch_px:
         raise ConfigError(
             f"calibration {path} belongs to weights {calibration.model_sha256[:12]} at patch {calibration.patch_px}, "
-            f"this run uses {card.sha256[:12]} at patch {patch_px}: calibrate again or use store.calibration=auto"
+            f"asked for are {card.sha256[:12]} at patch {patch_px}: use another file, or, for a plan, "
+            "store.calibration=auto"
         )
     if (calibration.output, calibration.sensors) != (card.output, sensors):
         raise ConfigError(
             f"calibration {path} belongs to the vector {calibration.output!r} from {', '.join(calibration.sensors)}, "
-            f"this run writes {card.output!r} from {', '.join(sensors)}: calibrate again or use store.calibration=auto"
+            f"asked for is {card.output!r} from {', '.join(sensors)}: use another file, or, for a plan, "
+            "store.calibration=auto"
         )
     if len(calibration.scale) != card.dims or not all(np.isfinite(s) and s > 0 for s in calibration.scale):
         raise ConfigError(f"calibration {path} needs {card.dims} positive scales, has {len(calibration.scale)}")
     return calibration
+
+
+def _wrong(err: ValidationError | json.JSONDecodeError) -> str:
+    if isinstance(err, json.JSONDecodeError):
+        return "it is no JSON"
+    return "; ".join(f"{'.'.join(map(str, part['loc'])) or 'it'}: {part['msg']}" for part in err.errors())
 
 
 def calibration_bytes(calibration: Calibration) -> bytes:

@@ -166,8 +166,8 @@ def choose(
     if overlap >= limit:
         raise ConfigError(
             f"an overlap of {overlap * patch_px} px ({overlap} tokens) leaves nothing of the {limit} cells per side "
-            f"that {card.version} was trained on at T={periods}: ask for a margin of at most "
-            f"{(limit - 1) // 2 * patch_px} px, fewer periods, or set encode.window_px yourself"
+            f"that {card.version} was trained on at T={periods}: ask for less (encode.ramp at most {limit - 1}, "
+            f"encode.margin_px at most {(limit - 1) // 2 * patch_px}), fewer periods, or set encode.window_px yourself"
         )
     costs = {
         n: cost_per_km2(card, _spec(patch_px, n, overlap, stitch), periods, sensors=sensors)

@@ -245,3 +245,9 @@ def test_further_bands_that_do_not_fit_are_refused(tmp_path, further):
     with pytest.raises(InvalidInputError, match="must have a name and be uint8"):
         write_cog(tmp_path / "m.tif", np.zeros(PLACE.shape, np.uint8), box=PLACE, further=further)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_with_bands_is_not_made_again_from_the_store(made, head):
+    with pytest.raises(InvalidInputError, match="use another --name"):
+        map_store(str(made[0]), head, name="landcover")
+    assert rasterio.open(made[2].published.maps[0]).count == 3

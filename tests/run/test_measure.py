@@ -129,7 +129,9 @@ def test_absolute_positions_are_warned_about_and_have_no_domain(tmp_path):
         ({"window_px": 24, "overlap_px": 4}, "even number of tokens"),
         ({"window_px": 24, "overlap_px": 20}, "even number of tokens"),
         ({"window_px": 12}, "leave two tokens"),
-        ({"window_px": 22}, "cannot be compared"),
+        ({"window_px": 22}, "--window-px 22 must be a multiple"),
+        ({"window_px": 2048}, "at most 256 px"),
+        ({"target": 1.0}, "--target 1 must be above 1"),
     ],
 )
 def test_windows_that_cannot_be_compared_are_refused(change, match):
@@ -203,3 +205,10 @@ def test_the_score_of_the_commands_is_the_one_that_tests_and_benchmarks_use():
     assert one.line == pytest.approx(np.mean([axis[0] for axis in other.profile]), rel=0.02)
     moved = [lattice_dependence(a, b) for a, b in pairwise(fields)]
     assert one.lattice == pytest.approx(np.mean(moved), rel=0.02)
+
+
+def test_reach_into_a_file_is_refused_before_anything_is_measured(tmp_path):
+    there = tmp_path / "calibration.json"
+    there.write_text("{}")
+    with pytest.raises(OutputError, match="use --calibration"):
+        measure_reach(MODEL, ONE, output=str(there))

@@ -69,7 +69,7 @@ def test_stac_says_the_same_scores(made):
     scores = {f"{s['kind']}/{s['axis']}": s for s in scores_in(plan.output)}
     assert facts["earthpress:seam_scores"].keys() == scores.keys()
     worst = max(scores.values(), key=lambda s: s["low"])
-    assert facts["earthpress:seam_score"] == round(worst["score"], 4)
+    assert facts["earthpress:seam_score"] == round(max(1.0, worst["low"]), 4)
     assert (facts["earthpress:stitch"], facts["earthpress:overlap_px"]) == ("blend", 16)
     assert "earthpress" in facts["processing:software"]
     for asset in item["assets"].values():
