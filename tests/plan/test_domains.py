@@ -81,13 +81,6 @@ def test_a_core_grows_where_its_halo_would_be_most_of_the_work():
         ("v1.2", {"box_px": 512, "halo_px": 4}, "larger than a domain"),
     ],
 )
-def test_a_core_whose_tokens_would_fill_the_memory_is_smaller():
-    base = card(version="v1.3", width=768, depth=12)
-    assert [settle(base, patch_px=4, per_cell=n, device="cuda").core_px for n in (1, 12)] == [1024, 1024]
-    assert [settle(base, patch_px=1, per_cell=n, device="cuda").core_px for n in (1, 12)] == [1024, 256]
-    assert settle(base, patch_px=4, per_cell=12).core_px == 256
-
-
 def test_what_cannot_be_is_refused_with_the_reason(version, values, says):
     with pytest.raises(ConfigError, match=says):
         settle(card(version=version), **values)
@@ -160,3 +153,10 @@ def test_the_text_names_the_box_the_halo_and_what_is_untrained():
     assert "all that attention reaches" in text
     assert "box 64 px at patch 4 is 16 cells per side" in text
     assert "less than attention reaches" in domains.explain(card(), settle(card(), halo_px=8), 3)
+
+
+def test_a_core_whose_tokens_would_fill_the_memory_is_smaller():
+    base = card(version="v1.3", width=768, depth=12)
+    assert [settle(base, patch_px=4, per_cell=n, device="cuda").core_px for n in (1, 12)] == [1024, 1024]
+    assert [settle(base, patch_px=1, per_cell=n, device="cuda").core_px for n in (1, 12)] == [1024, 256]
+    assert [settle(base, patch_px=4, per_cell=n).core_px for n in (12, 36)] == [512, 256]

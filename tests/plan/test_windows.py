@@ -179,7 +179,7 @@ def test_more_sensors_make_every_window_dearer_and_the_best_one_smaller():
 
 
 def test_a_margin_that_leaves_nothing_is_refused_with_the_largest_possible_one():
-    with pytest.raises(ConfigError, match="at most 12 px"):
+    with pytest.raises(ConfigError, match="margin_px at most 12"):
         windows.choose(card(), patch_px=4, periods=12, margin_px=16)
     assert windows.choose(card(), patch_px=4, periods=12, margin_px=12).chosen.window_px == 28
 
