@@ -95,7 +95,8 @@ def publish(output: str, *, maps: Sequence[str] = (), map_pngs: Sequence[str] = 
     found = seam_report.measured(plan, tiles)
     root = Path(plan.output)
     made = replace(made, seams=str(root / seam_report.SEAMS_FILE), seam_faults=seam_report.over_limit(plan, found))
-    made = replace(made, stac=stac.write_catalog(root / "stac", _catalog(plan, made, found)))
+    written = Path(stac.write_catalog(root / "stac", _catalog(plan, made, found)))
+    made = replace(made, stac=str(root / "stac" / written.name))  # as the other paths are given
     _remember(plan, tiles, made)
     _page(plan, made, found)
     return made
