@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.run.local import Progress
+    from pipeline.run.measure import Seams
+    from pipeline.run.measure_reach import Reach
     from pipeline.types import Estimate, Plan
 
 app = typer.Typer(
@@ -504,13 +506,8 @@ def seams(
         output=output,
         note=_note,
     )
-    if as_json:
-        print(json.dumps(found.to_json(), indent=2))
-        return
-    out.print(_grid_table(f"Seams of {found.model}", found.table()), highlight=False)
-    out.print(_escape(found.sentence), highlight=False, soft_wrap=True)
-    _print_warnings(found.warnings)
-    if found.path:
+    _print_measured(found, ((f"Seams of {found.model}", found.table()),), as_json=as_json)
+    if found.path and not as_json:
         out.print(f"written: {_escape(found.path)} (store.calibration)", highlight=False, soft_wrap=True)
 
 
@@ -548,14 +545,8 @@ def reach(
         output=output,
         note=_note,
     )
-    if as_json:
-        print(json.dumps(found.to_json(), indent=2))
-        return
-    for title, rows in found.tables():
-        out.print(_grid_table(title, rows), highlight=False)
-    out.print(_escape(found.sentence), highlight=False, soft_wrap=True)
-    _print_warnings(found.warnings)
-    for path in found.paths:
+    _print_measured(found, found.tables(), as_json=as_json)
+    for path in () if as_json else found.paths:
         out.print(f"written: {_escape(path)}", highlight=False, soft_wrap=True)
 
 
@@ -575,8 +566,17 @@ def _grid_table(title: str, rows: tuple[tuple[str, ...], ...]) -> Table:
     return table
 
 
-def _print_warnings(warnings: tuple[str, ...]) -> None:
-    for text in warnings:
+def _print_measured(
+    found: Seams | Reach, tables: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...], *, as_json: bool
+) -> None:
+    """What a measuring command found: JSON, or tables, the finding in words and what makes it less."""
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    for title, rows in tables:
+        out.print(_grid_table(title, rows), highlight=False)
+    out.print(_escape(found.sentence), highlight=False, soft_wrap=True)
+    for text in found.warnings:
         err.print(f"[yellow]warning:[/] {_escape(text)}", highlight=False, soft_wrap=True)
 
 

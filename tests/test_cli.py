@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-
 FAST = [
     "encode.patch_px=8",
     "encode.window_px=64",
@@ -23,21 +21,6 @@ FAST = [
     "encode.attention=sdpa",
 ]
 MODEL = "random:v1.2-toy:7"
-
-
-@pytest.fixture
-def earthpress(monkeypatch, capsys):
-    """Run a command line; returns (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["earthpress", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        text = capsys.readouterr()
-        return stop.value.code or 0, text.out, " ".join(text.err.split())
-
-    return call
 
 
 def options(sample, place, /, **changed):

@@ -198,31 +198,33 @@ def choose(
     visible = (torch.rand(windows, tokens, generator=generator) < 0.75).to(device) if masked else None
     cos, sin = angles.cos(), angles.sin()
 
-    def call(kind: str) -> float:
-        begin = time.perf_counter()
-        attend(kind, qkv, cos, sin, visible)
-        if qkv.is_cuda:
-            torch.cuda.synchronize(qkv.device)
-        return time.perf_counter() - begin
-
     place = f"{device} in {dtype} with head width {head_dim}"
-    return quickest(_measured(device, dtype, head_dim), call, place=place, seconds=seconds)
+    kinds = _measured(device, dtype, head_dim)
+    return quickest(kinds, lambda kind: attend(kind, qkv, cos, sin, visible), place=place, seconds=seconds)
 
 
 def quickest(
-    kinds: tuple[str, ...], call: Callable[[str], float], *, place: str, seconds: float
+    kinds: tuple[str, ...], attended: Callable[[str], torch.Tensor], *, place: str, seconds: float
 ) -> tuple[str, tuple[tuple[str, float], ...]]:
     """Measure kernels in turn on one thread: the fastest of those that run, see ``choose``.
 
     Args:
         kinds: In order of preference.
-        call: Runs one of them once; returns its seconds.
+        attended: Runs one of them once; its result shows on which device.
         place: Where and with what, for messages.
         seconds: Time for measuring.
 
     Raises:
         DeviceError: None ran.
     """
+
+    def call(kind: str) -> float:
+        begin = time.perf_counter()
+        out = attended(kind)
+        if out.is_cuda:
+            torch.cuda.synchronize(out.device)
+        return time.perf_counter() - begin
+
     with torch.inference_mode(), _one_thread():
         able = tuple(kind for kind in kinds if _runs(kind, call))
         if not able:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeSettings
     from pipeline.encode.checkpoint import Checkpoint
 
+    Embed = Callable[[patches.Pixels], patches.Job]
+
 log = logging.getLogger(__name__)
 
 SENSOR = "sentinel2_l2a"
@@ -498,10 +500,11 @@ class Session:
         valid = np.zeros(shape, np.bool_)
         with self._lock:
             resident = self._staged.pop(id(given[0]), None) or assemble.Resident(given, self._device)
+        batches = partial(self._batches, resident, origins, valid)
         if self._device.type == "cuda":
-            self._encode_cuda(resident, origins, values, valid)
+            self._encode_cuda(batches, values)
         else:
-            self._encode_cpu(resident, origins, values, valid)
+            self._encode_cpu(batches, values)
         return WindowFields(values=values, valid=valid)
 
     def _check(self, stacks: tuple[Stack, ...]) -> None:
@@ -572,7 +575,7 @@ class Session:
         resident: assemble.Resident,
         origins: Sequence[tuple[int, int]],
         valid: NDArray[np.bool_],
-        embed: Callable[[tuple[torch.Tensor, ...]], patches.Job],
+        embed: Embed,
     ) -> Iterator[_Batch]:
         """Full batches as windows come in, then what is left; fills ``valid`` on the way."""
         size, first, side = self._numerics.batch_windows, *(self._grid.kept if self._domains else (0, self._tokens[0]))
@@ -597,7 +600,7 @@ class Session:
         self,
         resident: assemble.Resident,
         origins: Sequence[tuple[int, int]],
-        embed: Callable[[tuple[torch.Tensor, ...]], patches.Job],
+        embed: Embed,
     ) -> Iterator[tuple[int, tuple[torch.Tensor, ...], NDArray[np.bool_]]]:
         """(index, patches or pixels of each sensor, visible tokens) of every window."""
         grid = self._grid
@@ -627,13 +630,7 @@ class Session:
             visible = torch.from_numpy(np.stack((*batch.visible, *(every,) * missing)))
             return self._run(given, visible.to(self._device, non_blocking=True))
 
-    def _encode_cpu(
-        self,
-        resident: assemble.Resident,
-        origins: Sequence[tuple[int, int]],
-        values: torch.Tensor,
-        valid: NDArray[np.bool_],
-    ) -> None:
+    def _encode_cpu(self, batches: Callable[[Embed], Iterator[_Batch]], values: torch.Tensor) -> None:
         def work(batch: _Batch) -> None:
             begin = time.perf_counter()
             result = self._forward(batch)
@@ -649,12 +646,12 @@ class Session:
             return found
 
         if self._threads == 1:  # no second thread beside the caller's
-            for batch in self._batches(resident, origins, valid, lambda pixels: partial(_same, embed(pixels))):
+            for batch in batches(lambda pixels: partial(_same, embed(pixels))):
                 work(batch)
             return
         with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             pending: deque[Future[None]] = deque()
-            for batch in self._batches(resident, origins, valid, lambda pixels: pool.submit(embed, pixels).result):
+            for batch in batches(lambda pixels: pool.submit(embed, pixels).result):
                 pending.append(pool.submit(work, batch))
                 # the pixels of a domain are as many as those of a batch of windows and more: one waits
                 if len(pending) > (self._threads if self._domains else IN_FLIGHT * self._threads):
@@ -662,13 +659,7 @@ class Session:
             while pending:
                 pending.popleft().result()
 
-    def _encode_cuda(
-        self,
-        resident: assemble.Resident,
-        origins: Sequence[tuple[int, int]],
-        values: torch.Tensor,
-        valid: NDArray[np.bool_],
-    ) -> None:
+    def _encode_cuda(self, batches: Callable[[Embed], Iterator[_Batch]], values: torch.Tensor) -> None:
         """Queue everything; the fields stay on the device, so the host waits for events only."""
         pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
@@ -685,7 +676,7 @@ class Session:
             pending.append((begin, end))
             return partial(_same, found)
 
-        for batch in self._batches(resident, origins, valid, embed):
+        for batch in batches(embed):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import cli
 from pipeline.encode import checkpoint, rho
 from pipeline.encode.quantize import calibrate, load_calibration
 from pipeline.errors import ConfigError, OutputError
@@ -149,19 +147,6 @@ def test_sensors_come_in_the_usual_order_and_all_at_once(tmp_path):
     shape = Shape.of(patch_px=4, periods=1, sensors="landsat, sentinel2_l2a,sentinel1")
     assert shape.sensors == ("sentinel2_l2a", "sentinel1", "landsat")
     assert measure_seams(MODEL, shape, window_px=16).profile.sensors == shape.sensors
-
-
-@pytest.fixture
-def earthpress(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["earthpress", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        text = capsys.readouterr()
-        return stop.value.code or 0, text.out, text.err
-
-    return call
 
 
 def test_the_seams_command_prints_table_sentence_and_warning(earthpress):
