@@ -82,7 +82,7 @@ def _sample(folder: str) -> None:
 def _run(folder: str, sample: str, sets: str, index: str) -> None:
     from pipeline import api
     from pipeline.config import load
-    from pipeline.run.publish import summarise
+    from pipeline.run.summary import summarise
 
     output = f"{folder}/out-{abs(hash(sets))}-{index}"
     values = {"model": "random:v1.2-nano:0"} | json.loads(sample) | {"output": output}

@@ -355,7 +355,8 @@ def report(folder: FOLDER, as_json: JSON = False) -> None:
     """Print device-hours, cost, bytes and estimate against actual; write report.html again."""
     from pipeline.account.report import tables, to_json  # noqa: PLC0415
     from pipeline.run.folder import output_of  # noqa: PLC0415
-    from pipeline.run.publish import publish, summarise  # noqa: PLC0415
+    from pipeline.run.publish import publish  # noqa: PLC0415
+    from pipeline.run.summary import summarise  # noqa: PLC0415
 
     summary = summarise(output_of(folder))
     if as_json:

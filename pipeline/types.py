@@ -719,12 +719,18 @@ class SeamProfile:
         return self.patch_px, self.periods, self.sensors, self.window_px, self.box_px
 
 
+METHODS = ("linear", "pca", "power", "power_raw", "per_pixel", "float16", "float32")
+"""Ways in which vectors are stored, see ``pipeline.codes``."""
+_LATER = {"method": "linear", "dims": 0, "mean": (), "components": ()}
+"""Fields of a Calibration that came later: at these values they are left out of its hash, which stays what it was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How floats become int8 codes: one symmetric linear scale per dimension.
+    """How float vectors become what the store holds, see ``pipeline.codes``; by default int8, linear, per dimension.
 
     Attributes:
-        scale: (dim,) value of one code step; value = code * scale.
+        scale: (band,) value of one code step, for ``linear`` and ``pca`` (there all equal); else empty.
         provisional: True when derived from the weights and the packaged simulated sample only.
         source: What it was derived from, for the metadata.
         model_sha256: Weights it belongs to.
@@ -732,6 +738,11 @@ class Calibration:
         output: Which vector of the model, see ``ModelCard.output``.
         sensors: What the model is fed with.
         seams: What was measured of the model's seams, sorted; it decides no code and is not part of ``hash``.
+        method: One of ``METHODS``.
+        dims: Length of a stored vector; 0: that of ``scale``.
+        mean: (dim,) centre of the model's vectors, for ``pca``.
+        components: (band, dim) orthonormal rows, for ``pca``: score = components @ (vector - mean).
+        basis: Frozen colours of pictures (JSON of ``write.preview.Basis``), "" for none; not part of ``hash``.
     """
 
     scale: tuple[float, ...]
@@ -742,11 +753,38 @@ class Calibration:
     output: str = "mean"
     sensors: tuple[str, ...] = ("sentinel2_l2a",)
     seams: tuple[SeamProfile, ...] = ()
+    method: str = "linear"
+    dims: int = 0
+    mean: tuple[float, ...] = ()
+    components: tuple[tuple[float, ...], ...] = ()
+    basis: str = ""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidInputError(f"Calibration.method is {self.method!r}, must be one of {', '.join(METHODS)}")
+        if self.dims and self.scale and self.dims != len(self.scale):
+            raise InvalidInputError(f"Calibration has {len(self.scale)} scales for {self.dims} dims")
+
+    @property
+    def bands(self) -> int:
+        """Length of a stored vector."""
+        return self.dims or len(self.scale)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of what is stored: ``int8``, ``float16`` or ``float32``."""
+        return self.method if self.method.startswith("float") else "int8"
+
+    @property
+    def quantiser(self) -> str:
+        """As ``store.quantiser`` names it: ``linear``, ``pca:64`` ..."""
+        return f"pca:{self.bands}" if self.method == "pca" else self.method
 
     @property
     def hash(self) -> str:
         """Content hash; a store accepts only data of its own."""
-        return content_hash({name: value for name, value in asdict(self).items() if name != "seams"})
+        fields = {name: value for name, value in asdict(self).items() if name not in ("seams", "basis")}
+        return content_hash({name: value for name, value in fields.items() if _LATER.get(name, _LATER) != value})
 
     def with_seams(self, *profiles: SeamProfile) -> Calibration:
         """The same scales with more measurements; one of the same key is replaced, the last one given counts."""
@@ -755,24 +793,26 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Int8Embedding:
+class Embedding:
     """What the store holds for one tile.
 
     Attributes:
-        codes: (dim, row, col) int8; -128 is nodata.
+        codes: (band, row, col) int8, -128 is nodata; float16 or float32, NaN is nodata, where the calibration says so.
         reason: (row, col) uint8, see ``Reason``.
         n_obs: (row, col) uint8: periods with a valid observation; of any part of the pixel where it is a token.
         box: Box of the tile in pixels of the store, see ``GridSpec.token_px``.
         clipped: Share of values that were clipped at +-127, 0..1.
         quality: Of the composites under the tile, one per sensor in the plan's order.
+        pixel_scale: (row, col) float32, NaN is nodata: value of one code step of a pixel, for ``per_pixel``.
     """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[Any]
     reason: NDArray[np.uint8]
     n_obs: NDArray[np.uint8]
     box: Box
     clipped: float
     quality: tuple[Quality, ...] = ()
+    pixel_scale: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

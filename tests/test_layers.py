@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "pipeline"
 ROOMS = {"plan", "read", "encode", "maps", "write", "account", "simulate"}
-VALUES = {"types", "errors", "config"}
+VALUES = {"types", "errors", "config", "codes"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.run.local import Progress
-    from pipeline.run.publish import Published
+    from pipeline.run.published import Published
     from pipeline.simulate.sample import Sample
 
 MODEL = "random:v1.2-nano:7"

@@ -15,11 +15,12 @@ from pipeline.errors import InvalidInputError, NoDataError
 from pipeline.maps import labels as labelled
 from pipeline.maps import probe as probes
 from pipeline.plan.planner import load_plan
+from pipeline.run.class_maps import PROBE_SUFFIX, ClassMap, probe_map, publish_map
 from pipeline.run.folder import output_of, settings_of, store_path
+from pipeline.run.ground import committed
 from pipeline.run.local import Progress
-from pipeline.run.pictures import PROBE_SUFFIX, ClassMap, committed, probe_map, publish_map
 from pipeline.run.prepare import unsure_maps
-from pipeline.run.publish import Published, publish
+from pipeline.run.publish import publish
 from pipeline.types import NODATA_CODE, Plan, Tile
 from pipeline.write import store
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.maps.labels import Labels
     from pipeline.maps.probe import Probe, ProbeReport
+    from pipeline.run.published import Published
 
 KEPT_BYTES = 500_000_000
 MAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

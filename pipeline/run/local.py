@@ -39,7 +39,7 @@ from pipeline.run.folder import encoder_arguments, settings_of, store_path
 from pipeline.run.reading import Source
 from pipeline.run.status import to_do
 from pipeline.run.tile import At, Encoder, Maps, TileContext, run_tile, wanted_px
-from pipeline.types import Int8Embedding, Plan, Receipt, Stack, Task, Usage
+from pipeline.types import Embedding, Plan, Receipt, Stack, Task, Usage
 from pipeline.write import layout, store
 from pipeline.write.commit import Commits
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pipeline.account.ledger import Ledger
     from pipeline.config import Settings
     from pipeline.maps.probe import Probe
-    from pipeline.run.publish import Published
+    from pipeline.run.published import Published
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class StoreWriter:
     def __init__(self, path: Path, time_index: int) -> None:
         self._path, self._time = path, time_index
 
-    def write(self, task: Task, result: Int8Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
+    def write(self, task: Task, result: Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
         """See ``Writer``."""
         return store.write_tile(self._path, task.tile, result, time_index=self._time, maps=maps)
 
@@ -612,9 +612,9 @@ def _publish(plan: Plan) -> Published:
 
 def _seam_faults(plan: Plan, settings: Settings) -> tuple[str, ...]:
     """Also without pictures: the limit is part of the request."""
-    from pipeline.run import pictures, seam_report  # noqa: PLC0415
+    from pipeline.run import ground, seam_report  # noqa: PLC0415
 
-    tiles = pictures.committed(plan) if settings.run.max_seam_score is not None else ()
+    tiles = ground.committed(plan) if settings.run.max_seam_score is not None else ()
     return seam_report.over_limit(plan, seam_report.measured(plan, tiles)) if tiles else ()
 
 

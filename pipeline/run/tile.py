@@ -18,8 +18,8 @@ from pipeline.types import (
     PIXEL_M,
     Box,
     Calibration,
+    Embedding,
     GridSpec,
-    Int8Embedding,
     Quality,
     Reason,
     Receipt,
@@ -73,7 +73,7 @@ class Encoder(Protocol):
 class Writer(Protocol):
     """What a tile needs of the store."""
 
-    def write(self, task: Task, result: Int8Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
+    def write(self, task: Task, result: Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
         """Write every shard of the tile; returns (object, sha256)."""
         ...
 
@@ -173,7 +173,7 @@ def finish(
     *,
     origins: Sequence[tuple[int, int]],
     context: TileContext,
-) -> tuple[Int8Embedding, Maps]:
+) -> tuple[Embedding, Maps]:
     """Stitch, apply the head, interpolate, quantise and classify the wanted blocks of a tile.
 
     Floats stay on the encoder's device, one row of blocks (or core of a domain) at a time, so that those of a whole
@@ -199,7 +199,7 @@ def finish(
             cut = part.slices_in(box)
             reason[cut] = np.select([~own, valid], [Reason.OTHER_ZONE, Reason.VALID], missing)
             n_obs[cut] = np.where(own, seen, 0)
-    result = Int8Embedding(
+    result = Embedding(
         codes=codes.to_host(),
         reason=reason,
         n_obs=n_obs,
@@ -275,7 +275,7 @@ def _seen(stacks: Sequence[Stack], box: Box, token_px: int) -> NDArray[np.uint8]
     return np.asarray(seen.sum(axis=0), np.uint8)
 
 
-def _classified(task: Task, result: Int8Embedding, *, context: TileContext) -> Maps:
+def _classified(task: Task, result: Embedding, *, context: TileContext) -> Maps:
     """The classes of every map of the same pass; 255 outside the wanted blocks."""
     scale = np.asarray(context.calibration.scale, np.float32)
     layers = tuple((name, np.full(result.box.shape, 255, np.uint8)) for name, _ in context.heads)
@@ -292,7 +292,7 @@ def _instability(
     fields: WindowFields,
     *,
     origins: Sequence[tuple[int, int]],
-    written: tuple[Int8Embedding, Maps],
+    written: tuple[Embedding, Maps],
     context: TileContext,
 ) -> Maps:
     """What overlapping windows say against the written classes and vectors; 255 outside the wanted blocks."""
@@ -344,7 +344,7 @@ def _classifier(probe: Probe, scale: NDArray[np.float32]) -> instability.Classif
 def _receipt(
     task: Task,
     stacks: Sequence[Stack],
-    result: Int8Embedding,
+    result: Embedding,
     *,
     objects: tuple[tuple[str, str], ...],
     usage: Usage,

@@ -95,7 +95,7 @@ class StoreSpec:
         maps: Maps made in the same pass.
         source_data: URIs of the collections the model saw.
         attrs: Further (key, text) pairs for the root group.
-        sensors: Sensors that the embeddings were made from: the order of ``Int8Embedding.quality``.
+        sensors: Sensors that the embeddings were made from: the order of ``Embedding.quality``.
         periods: The model's periods inside all time steps, step by step; every step has as many. Empty: no layers
             about the quality of the composites.
     """

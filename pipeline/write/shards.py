@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.types import Box, Int8Embedding, Tile
+    from pipeline.types import Box, Embedding, Tile
     from pipeline.write.durable import Checkpoint
 
 Objects = tuple[tuple[str, str], ...]
@@ -37,7 +37,7 @@ Objects = tuple[tuple[str, str], ...]
 def write_tile(
     path: str | Path,
     tile: Tile,
-    int8: Int8Embedding,
+    int8: Embedding,
     *,
     time_index: int = 0,
     maps: tuple[tuple[str, NDArray[np.uint8]], ...] = (),
@@ -157,7 +157,7 @@ class _ShardWriter(LocalStore):  # type: ignore[misc]
         self.digests.setdefault(key, []).append(digest)
 
 
-def _layers(int8: Int8Embedding, maps: Sequence[tuple[str, NDArray[np.uint8]]]) -> tuple[tuple[str, NDArray[Any]], ...]:
+def _layers(int8: Embedding, maps: Sequence[tuple[str, NDArray[np.uint8]]]) -> tuple[tuple[str, NDArray[Any]], ...]:
     named = tuple((f"map_{name}", values) for name, values in maps)
     return (("embeddings", int8.codes), ("reason", int8.reason), ("n_obs", int8.n_obs), *named)
 
@@ -166,7 +166,7 @@ def _check_tile(
     group: Any,
     tile: Tile,
     *,
-    int8: Int8Embedding,
+    int8: Embedding,
     layers: Sequence[tuple[str, NDArray[Any]]],
     time_index: int,
     res_m: int,

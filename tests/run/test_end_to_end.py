@@ -311,7 +311,7 @@ def test_an_unreadable_scene_degrades_the_tile_and_a_later_run_repairs_it(sample
 
 
 def test_the_ledger_adds_up_and_a_cpu_run_has_no_gpu_hours(undisturbed):
-    from pipeline.run.publish import summarise
+    from pipeline.run.summary import summarise
 
     plan, _, folder = undisturbed
     summary = summarise(str(folder))

@@ -14,15 +14,16 @@ from pyproj import Transformer
 
 from pipeline import api
 from pipeline.plan.grid import owned, snapped_extent
-from pipeline.run import pictures, seam_report
+from pipeline.run import ground as committed_ground
+from pipeline.run import seam_report
 from pipeline.run.publish import publish
 from pipeline.types import (
     BLOCK_PX,
     CELL_PX,
     NODATA_CODE,
     Calibration,
+    Embedding,
     GridSpec,
-    Int8Embedding,
     ModelCard,
     Numerics,
     Tile,
@@ -205,7 +206,7 @@ def two_zones(tmp_path):
         for tile in (t for group in tiles.values() for t in group):
             mine = owned(tile.box)
             codes = np.clip(ground(tile.box).astype(int) + (shift if tile.zone == 32 else 0), -127, 127).astype(np.int8)
-            made = Int8Embedding(
+            made = Embedding(
                 codes=np.where(mine, codes, np.int8(NODATA_CODE)),
                 reason=np.where(mine, 0, 4).astype(np.uint8),
                 n_obs=mine.astype(np.uint8),
@@ -233,7 +234,7 @@ def test_two_zones_meet_without_a_seam_where_they_see_the_same_ground(two_zones)
 
 def test_without_a_limit_a_seam_is_a_warning_only(made):
     plan, _ = made
-    found = seam_report.measured(plan, pictures.committed(plan))
+    found = seam_report.measured(plan, committed_ground.committed(plan))
     bad = replace(found, scores=tuple(replace(s, score=1.6, low=1.5, high=1.7) for s in found.scores[:1]))
     free = replace(plan, settings=plan.settings.replace(f'"max_seam_score":{LIMIT}', '"max_seam_score":null'))
     assert free.settings != plan.settings

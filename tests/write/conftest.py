@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline.types import Box, Calibration, GridSpec, Int8Embedding, ModelCard, Numerics, Tile
+from pipeline.types import Box, Calibration, Embedding, GridSpec, ModelCard, Numerics, Tile
 from pipeline.write.layout import MapLayer, StoreSpec
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def tile() -> Tile:
     return Tile(zone=31, row=-2000, col=200, tile_px=TILE_PX)
 
 
-def make_data(tile: Tile, *, dims: int = DIMS) -> tuple[Int8Embedding, np.ndarray]:
+def make_data(tile: Tile, *, dims: int = DIMS) -> tuple[Embedding, np.ndarray]:
     """Pixels and a map that depend on the ground place only, so that a shift by one pixel shows."""
     box = tile.box
     rows = np.arange(box.row, box.row_stop)[:, None]
@@ -92,15 +92,15 @@ def make_data(tile: Tile, *, dims: int = DIMS) -> tuple[Int8Embedding, np.ndarra
     codes = np.stack([(rows * 31 + cols * 7 + k * 13) % 255 - 127 for k in range(dims)]).astype(np.int8)
     shape = box.shape
     reason, n_obs = np.zeros(shape, np.uint8), ((rows + cols) % 6 + 1).astype(np.uint8)
-    return Int8Embedding(codes=codes, reason=reason, n_obs=n_obs, box=box, clipped=0.0), ((rows - cols) % 2).astype(
+    return Embedding(codes=codes, reason=reason, n_obs=n_obs, box=box, clipped=0.0), ((rows - cols) % 2).astype(
         np.uint8
     )
 
 
-def make_empty(tile: Tile, *, dims: int = DIMS) -> tuple[Int8Embedding, np.ndarray]:
+def make_empty(tile: Tile, *, dims: int = DIMS) -> tuple[Embedding, np.ndarray]:
     """A tile of which nothing was requested: every object is elided."""
     shape = tile.box.shape
-    empty = Int8Embedding(
+    empty = Embedding(
         codes=np.full((dims, *shape), -128, np.int8),
         reason=np.full(shape, 1, np.uint8),
         n_obs=np.zeros(shape, np.uint8),
@@ -111,13 +111,13 @@ def make_empty(tile: Tile, *, dims: int = DIMS) -> tuple[Int8Embedding, np.ndarr
 
 
 @pytest.fixture(scope="session")
-def data_of() -> Callable[..., tuple[Int8Embedding, np.ndarray]]:
+def data_of() -> Callable[..., tuple[Embedding, np.ndarray]]:
     """``make_data``."""
     return make_data
 
 
 @pytest.fixture(scope="session")
-def empty_of() -> Callable[..., tuple[Int8Embedding, np.ndarray]]:
+def empty_of() -> Callable[..., tuple[Embedding, np.ndarray]]:
     """``make_empty``."""
     return make_empty
 

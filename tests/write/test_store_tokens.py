@@ -11,7 +11,7 @@ import zarr
 from rasterio.transform import Affine
 
 from pipeline.errors import InvalidInputError, OutputError
-from pipeline.types import Box, Int8Embedding, Tile
+from pipeline.types import Box, Embedding, Tile
 from pipeline.write.geotiff import CLASSES_TAG, read_classes, write_cog
 from pipeline.write.layout import tile_shards
 from pipeline.write.store import check_objects, create_store, open_store, read_map, read_tile, write_tile, zones
@@ -30,7 +30,7 @@ def data_at(tile, dims=4):
     rows, cols = np.arange(box.row, box.row_stop)[:, None], np.arange(box.col, box.col_stop)[None, :]
     codes = np.stack([(rows * 31 + cols * 7 + k * 13) % 255 - 127 for k in range(dims)]).astype(np.int8)
     n_obs = ((rows + cols) % 6 + 1).astype(np.uint8)
-    int8 = Int8Embedding(codes=codes, reason=np.zeros(box.shape, np.uint8), n_obs=n_obs, box=box, clipped=0.0)
+    int8 = Embedding(codes=codes, reason=np.zeros(box.shape, np.uint8), n_obs=n_obs, box=box, clipped=0.0)
     return int8, ((rows - cols) % 2).astype(np.uint8)
 
 
