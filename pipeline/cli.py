@@ -24,6 +24,7 @@ from pipeline import api
 from pipeline.bench.cli import bench_app
 from pipeline.config import SENSOR_ORDER, Settings, load
 from pipeline.errors import EarthpressError, InvalidInputError, StoppedError
+from pipeline.run.cli import outputs_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ app = typer.Typer(
 probe_app = typer.Typer(help="Fit a linear classifier on a store's embeddings.", no_args_is_help=True)
 app.add_typer(probe_app, name="probe")
 app.add_typer(bench_app, name="bench")
+app.add_typer(outputs_app)
 
 out = Console()
 err = Console(stderr=True)

@@ -287,7 +287,26 @@ class StoreSettings(_Section):
         description="Side of a tile; auto: 2048 on CUDA, on a CPU 512, with neighbourhood attention 1024. Fixed when "
         "the store is created.",
     )
-    calibration: str = Field("auto", description="Calibration file (JSON); auto: a provisional one, labelled as such.")
+    path: str = Field(
+        "",
+        description="Folder or object store URL (s3://, gs://, az://) of the store; empty: store.zarr in the output. "
+        "Several outputs of other dates may share one: each adds a time step.",
+    )
+    calibration: str = Field(
+        "auto", description="Calibration file (earthpress calibrate); auto: a provisional one, labelled as such."
+    )
+    quantiser: str = Field(
+        "linear",
+        pattern=r"^(linear|power|power_raw|per_pixel|pca:[1-9][0-9]{0,3}|float16|float32)$",
+        description="How vectors are stored: linear (int8, a scale per dimension), power (AlphaEarth: unit length), "
+        "power_raw (as olmoearth_pretrain), per_pixel (a scale per pixel), pca:K (K scores, int8), float16, float32.",
+    )
+    max_clipped_pct: float = Field(
+        1.0, ge=0, le=100, description="More clipped values than this in a shard: the tile fails. Above 0.1: a warning."
+    )
+    true_colour: bool = Field(
+        default=True, description="Keep the true colours of every period at 80 m beside the vectors, for pictures."
+    )
 
 
 class MapSettings(_Section):
@@ -299,6 +318,10 @@ class MapSettings(_Section):
         default=False,
         description="Also write where overlapping windows disagree about the class, and how far their vectors lie "
         "apart: further bands of the map, an error map without labels. Costs no encoder time.",
+    )
+    probability: bool = Field(default=False, description="Also write the probability of every class, per cent.")
+    confidence: bool = Field(
+        default=False, description="Also write how far the best class is ahead of the second, per cent."
     )
 
 

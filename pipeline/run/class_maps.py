@@ -14,9 +14,10 @@ import numpy as np
 
 from pipeline.maps import probe as probes
 from pipeline.run import ground
-from pipeline.run.folder import settings_of, store_path
+from pipeline.run.folder import settings_of
+from pipeline.run.stored import Stored
 from pipeline.types import NODATA_CODE, PIXEL_M, Box, Plan, Tile, canonical_json
-from pipeline.write import geotiff, layout, preview, store
+from pipeline.write import geotiff, layout, preview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -162,12 +163,12 @@ def probe_map(plan: Plan, name: str, probe: probes.Probe) -> ClassMap:
 
 
 def _classified(plan: Plan, probe: probes.Probe, tile: Tile) -> NDArray[np.uint8]:
-    codes, _, _ = store.read_tile(store_path(plan.output), tile)
+    codes = Stored.of(plan).coded(tile).codes
     return probe.classify(codes, np.asarray(plan.calibration.scale, np.float32), codes[0] != NODATA_CODE)
 
 
 def _map_layer(plan: Plan, name: str, tile: Tile) -> NDArray[np.uint8]:
-    return store.read_map(store_path(plan.output), tile, name)
+    return Stored.of(plan).layer(tile, f"map_{name}")
 
 
 def _map_cog(folder: Path, box: Box, *, tiles: Sequence[Tile], made: ClassMap) -> Path:

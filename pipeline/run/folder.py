@@ -21,6 +21,11 @@ def store_path(output: str | Path) -> Path:
     return place if place.name == STORE_NAME else place / STORE_NAME
 
 
+def store_of(plan: Plan) -> str:
+    """Where the embedding store of a plan lies: a local folder or the URL of an object store."""
+    return settings_of(plan).store.path or str(store_path(plan.output))
+
+
 def output_of(place: str) -> str:
     """The output folder, given it or its store."""
     return str(store_path(place).parent)

@@ -16,13 +16,13 @@ from pipeline.maps import labels as labelled
 from pipeline.maps import probe as probes
 from pipeline.plan.planner import load_plan
 from pipeline.run.class_maps import PROBE_SUFFIX, ClassMap, probe_map, publish_map
-from pipeline.run.folder import output_of, settings_of, store_path
+from pipeline.run.folder import output_of, settings_of
 from pipeline.run.ground import committed
 from pipeline.run.local import Progress
 from pipeline.run.prepare import unsure_maps
 from pipeline.run.publish import publish
+from pipeline.run.stored import Stored
 from pipeline.types import NODATA_CODE, Plan, Tile
-from pipeline.write import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,12 +152,13 @@ def _vectors(plan: Plan, labels: Labels) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _labelled(plan: Plan, labels: Labels) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    held = Stored.of(plan)
     for tile, _ in committed(plan):
         box = plan.grid.on_store(tile.box)
         rows, cols, index = labelled.pixels_of(labels, box=box)
         if not len(rows):
             continue
-        codes, _, _ = store.read_tile(store_path(plan.output), tile)
+        codes = held.coded(tile).codes
         picked = codes[:, rows - box.row, cols - box.col]
         ok = picked[0] != NODATA_CODE
         yield picked[:, ok].T.astype(np.float32), index[ok]

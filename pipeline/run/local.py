@@ -35,7 +35,7 @@ from pipeline.plan import grid, planner
 from pipeline.read.access import redact
 from pipeline.read.rank import FolderRanks
 from pipeline.run import prepare
-from pipeline.run.folder import encoder_arguments, settings_of, store_path
+from pipeline.run.folder import encoder_arguments, settings_of, store_of
 from pipeline.run.reading import Source
 from pipeline.run.status import to_do
 from pipeline.run.tile import At, Encoder, Maps, TileContext, run_tile, wanted_px
@@ -182,7 +182,7 @@ class Outcome:
 class StoreWriter:
     """The store as ``run_tile`` needs it."""
 
-    def __init__(self, path: Path, time_index: int) -> None:
+    def __init__(self, path: str, time_index: int) -> None:
         self._path, self._time = path, time_index
 
     def write(self, task: Task, result: Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
@@ -384,7 +384,7 @@ def _context(
 ) -> TileContext:
     """What all tiles share: the encoder, the maps' heads, the store with its metadata."""
     heads = prepare.load_heads(settings, card=plan.model, calibration=plan.calibration)
-    path = store_path(plan.output)
+    path = store_of(plan)
     with clock.stage("create_store"):
         store.create_store(path, store_spec(plan, heads=heads))
         time_index = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pipeline.plan.planner import load_plan
 from pipeline.run import class_maps, ground, quicklooks, seam_report
 from pipeline.run.catalogue import catalog_of
-from pipeline.run.folder import store_path
+from pipeline.run.folder import store_of
 from pipeline.run.page_content import write_report
 from pipeline.run.published import Published
 from pipeline.types import Plan, Receipt, Tile, canonical_json, content_hash
@@ -91,7 +91,7 @@ def _pictures(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Published:
         pngs += images
     root = Path(plan.output)
     return Published(
-        store=str(store_path(plan.output)),
+        store=store_of(plan),
         page=str(root / "report.html"),
         ledger=str(root / "ledger"),
         quicklooks=looks,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.run import ground
-from pipeline.run.folder import store_path
+from pipeline.run.stored import Stored
 from pipeline.types import NODATA_CODE, Box, Plan, Tile
-from pipeline.write import durable, geotiff, preview, store
+from pipeline.write import durable, geotiff, preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,8 +52,9 @@ def canvas(plan: Plan, extent: Box, *, tiles: Sequence[Tile], basis: preview.Bas
     """(row, col, 4) uint8 colours of the embeddings over ``extent``, averaged down by ``factor``."""
     scale = np.asarray(plan.calibration.scale, np.float32)
     canvas = np.zeros((extent.height // factor, extent.width // factor, 4), np.uint8)
+    held = Stored.of(plan)
     for tile, box, part in ground.parts(tiles, extent):
-        codes = store.read_tile(store_path(plan.output), tile)[0][:, *part.slices_in(box)]
+        codes = held.coded(tile).codes[:, *part.slices_in(box)]
         colours = preview.render(codes, scale, codes[0] != NODATA_CODE, basis)
         canvas[ground.place(part, extent, factor)] = preview.shrink_rgba(colours, factor=factor)
     return canvas
@@ -96,7 +97,8 @@ def _sample(plan: Plan, tiles: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
     per_tile = max(1, SAMPLE_PX // max(1, len(tiles)))
     step = max(1, round(plan.grid.tile_px // plan.grid.token_px / per_tile**0.5))
     every = max(1, len(tiles) * plan.model.dims // (SAMPLE_PX * 4))
+    held = Stored.of(plan)
     for tile in tiles[::every]:
-        codes, _, _ = store.read_tile(store_path(plan.output), tile)
+        codes = held.coded(tile).codes
         thin = codes[:, ::step, ::step].reshape(codes.shape[0], -1)
         yield thin[:, thin[0] != NODATA_CODE].T.astype(np.float32)

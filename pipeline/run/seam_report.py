@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.run.folder import settings_of, store_path
+from pipeline.run.folder import settings_of, store_of
 from pipeline.types import CELL_PX, NODATA_CODE, PIXEL_M, Box, Plan, Reason, Receipt, Tile, content_hash
 from pipeline.write import durable, page, preview, seam_picture, seams, store
 from pipeline.write.layout import chunk_px, shard_px
-from pipeline.write.opened import open_zone, shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -208,7 +207,7 @@ def section(plan: Plan, found: Seams, basis: preview.Basis | None) -> page.SeamS
 
 
 def border_score(
-    path: Path,
+    path: str | Path,
     tiles: Sequence[Tile],
     *,
     zone: int,
@@ -257,7 +256,7 @@ def _kept(path: Path, state: str) -> Seams | None:
 def _measure(plan: Plan, tiles: Sequence[Tile]) -> Seams:
     grid, dims = plan.grid, plan.model.dims
     scale = np.asarray(plan.calibration.scale, np.float32)
-    path = store_path(plan.output)
+    path = store_of(plan)
     step = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
     bands, read = chosen(tiles, dims=dims, token_px=grid.token_px)
     segment = seams.segment_of(grid.token_px)
@@ -339,7 +338,7 @@ def _cut(start: int, stop: int, length: int) -> Iterator[tuple[int, int]]:
             yield low, high
 
 
-def _strip(path: Path, band: Band, *, scale: NDArray[np.float32], segment: int, time_index: int) -> seams.Strip:
+def _strip(path: str | Path, band: Band, *, scale: NDArray[np.float32], segment: int, time_index: int) -> seams.Strip:
     """Read a band piece by piece and keep only its steps."""
     down = band.axis == "row"
     first, length, width = (
@@ -366,20 +365,16 @@ def _strip(path: Path, band: Band, *, scale: NDArray[np.float32], segment: int, 
     return seams.join(pieces)
 
 
-def _codes(path: Path, box: Box, time_index: int) -> NDArray[np.int8]:
+def _codes(path: str | Path, box: Box, time_index: int) -> NDArray[np.int8]:
     """(dim, row, col) codes of a box inside the store's extent."""
-    with shared(path):
-        group, extent = open_zone(path, box.zone)
-        return np.asarray(group["embeddings"][(time_index, ..., *box.slices_in(extent))])
+    return store.read_box(path, box, "embeddings", time_index=time_index)
 
 
-def _reasons(path: Path, box: Box, time_index: int) -> NDArray[np.uint8]:
-    with shared(path):
-        group, extent = open_zone(path, box.zone)
-        return np.asarray(group["reason"][(time_index, *box.slices_in(extent))])
+def _reasons(path: str | Path, box: Box, time_index: int) -> NDArray[np.uint8]:
+    return store.read_box(path, box, "reason", time_index=time_index)
 
 
-def _border_rows(path: Path, tiles: Sequence[Tile], *, zone: int, segment: int) -> list[Box]:
+def _border_rows(path: str | Path, tiles: Sequence[Tile], *, zone: int, segment: int) -> list[Box]:
     """Boxes of ``segment`` rows around the zone's eastern border inside its tiles; evenly chosen when many."""
     from pyproj import Transformer  # noqa: PLC0415
 
@@ -410,7 +405,7 @@ def _next(zone: int) -> int:
 
 
 def _border_segment(
-    path: Path, box: Box, *, scale: NDArray[np.float32], token: int, time_index: int
+    path: str | Path, box: Box, *, scale: NDArray[np.float32], token: int, time_index: int
 ) -> tuple[float, float, tuple[int, int, int]] | None:
     """(step across the border, step beside it, place) of one segment; None where too few vectors are neighbours."""
     from pyproj import Transformer  # noqa: PLC0415
@@ -450,7 +445,7 @@ def _ends(valid: NDArray[np.bool_], reason: NDArray[np.uint8], token: int) -> tu
 
 
 def _points(
-    path: Path, rows: NDArray[np.int_], cols: NDArray[np.int_], *, zone: int, res_m: int, time_index: int
+    path: str | Path, rows: NDArray[np.int_], cols: NDArray[np.int_], *, zone: int, res_m: int, time_index: int
 ) -> NDArray[np.int8]:
     """(dim, point) codes at lattice places of a zone; nodata beyond its extent."""
     extent = next(box for box in store.zones(path) if box.zone == zone)
@@ -503,7 +498,7 @@ def _note(found: Seams, limit: float | None) -> str:
 def _picture(plan: Plan, worst: seams.Score, basis: preview.Basis) -> page.Picture | None:
     """Colours around the worst line, one pixel per vector, with arrow heads at the margins."""
     zone, row, col = worst.at
-    path = store_path(plan.output)
+    path = store_of(plan)
     extent = next((box for box in store.zones(path) if box.zone == zone), None)
     if extent is None:
         return None

@@ -125,6 +125,23 @@ def read_tile(
     return codes, reason, _read(path, tile, name="n_obs", time_index=time_index)
 
 
+def read_box(path: str | Path, box: Box, name: str, *, time_index: int = 0) -> NDArray[Any]:
+    """(..., row, col) of array ``name`` in a box inside the store's extent, in pixels of the store.
+
+    Raises:
+        OutputError: The store, the zone or the array does not exist.
+        InvalidInputError: The box lies outside the store, or counts other pixels.
+    """
+    root = durable.local_path(path)
+    with shared(root):
+        group, extent = open_zone(root, box.zone)
+        if name not in group:
+            raise OutputError(f"store {root.name} has no array {name} in zone {box.zone}")
+        if box.res_m != extent.res_m:
+            raise InvalidInputError(f"{box} counts pixels of {box.res_m} m, the store has {extent.res_m} m")
+        return np.asarray(group[name][(time_index, ..., *box.slices_in(extent))])
+
+
 def read_map(path: str | Path, tile: Tile, name: str, *, time_index: int = 0) -> NDArray[np.uint8]:
     """(row, col) uint8 of map ``name`` in a tile; 255 is nodata.
 

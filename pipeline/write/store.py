@@ -18,7 +18,7 @@ from pipeline.types import NODATA_CODE
 from pipeline.write import durable, growth
 from pipeline.write.layout import FORMAT_VERSION, MapLayer, StoreSpec, identity, zone_name
 from pipeline.write.opened import lock_file, require, shared
-from pipeline.write.shards import Objects, check_objects, read_map, read_tile, write_tile
+from pipeline.write.shards import Objects, check_objects, read_box, read_map, read_tile, write_tile
 from pipeline.write.zones import build_root
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "check_objects",
     "create_store",
     "open_store",
+    "read_box",
     "read_map",
     "read_tile",
     "time_index",
