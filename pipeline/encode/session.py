@@ -275,14 +275,22 @@ def compiled(module: torch.nn.Module, device: torch.device, *, width: int) -> Ca
         device: Where it runs.
         width: Of its tokens.
     """
-    limits = torch._dynamo.config  # noqa: SLF001 - no public name
-    # torch counts graphs by line of code, and every Encoder of a process, of whatever shape, is the same lines
-    limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
     if device.type == "cuda":
         mode = "reduce-overhead" if width <= GRAPH_WIDTH else None
-        return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
-    # freezing turns weights into constants that are packed once for the CPU's matrix kernels
-    return torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})
+        graph = torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
+    else:
+        # freezing turns weights into constants that are packed once for the CPU's matrix kernels
+        graph = torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})
+    limits = torch._dynamo.config  # noqa: SLF001 - no public name
+
+    def call(*args: Any, **values: Any) -> torch.Tensor:
+        # torch counts graphs by line of code, and every Encoder of a process, of whatever shape, is the same lines; its
+        # limit is a setting of the calling thread
+        if limits.recompile_limit < MAX_GRAPHS:  # noqa: PLR1730 - a write makes torch hash its settings anew
+            limits.recompile_limit = MAX_GRAPHS
+        return cast("torch.Tensor", graph(*args, **values))
+
+    return call
 
 
 class Session:
