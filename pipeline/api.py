@@ -74,12 +74,11 @@ def open_store(path: str, *, zone: int | None = None, dequantise: bool = False) 
     """Open an embedding store with xarray; its pixels are 10 m, or tokens in a store of token resolution.
 
     Args:
-        path: Output folder, or the store in it (``<output>/store.zarr``).
+        path: Output folder, a store (``<output>/store.zarr``), or its URL (``s3://``, ``gs://``, ``az://``).
         zone: UTM zone; needed only to choose one of several.
         dequantise: Return float32 with NaN for nodata instead of int8 codes.
     """
-    from pipeline.run.folder import store_path  # noqa: PLC0415
+    from pipeline.run.folder import store_at  # noqa: PLC0415
     from pipeline.write.store import open_store as open_zarr  # noqa: PLC0415
 
-    place = path if (Path(path) / "zarr.json").is_file() else store_path(path)
-    return open_zarr(place, zone=zone, dequantise=dequantise)
+    return open_zarr(store_at(path), zone=zone, dequantise=dequantise)

@@ -29,6 +29,8 @@ from pipeline.run.cli import outputs_app
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.maps.fitting import ProbeReport
+    from pipeline.maps.ridge_fit import RidgeReport
     from pipeline.run.local import Progress
     from pipeline.run.measure import Seams
     from pipeline.run.measure_reach import Reach
@@ -41,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-probe_app = typer.Typer(help="Fit a linear classifier on a store's embeddings.", no_args_is_help=True)
+probe_app = typer.Typer(help="Fit classes or a quantity on a store's embeddings.", no_args_is_help=True)
 app.add_typer(probe_app, name="probe")
 app.add_typer(bench_app, name="bench")
 app.add_typer(outputs_app)
@@ -151,11 +153,13 @@ def plan(
 
 def _plan_json(made: Plan) -> dict[str, Any]:
     from pipeline.plan.estimate import total  # noqa: PLC0415
+    from pipeline.run.folder import store_of  # noqa: PLC0415
     from pipeline.run.status import to_do  # noqa: PLC0415
 
     return {
         "id": made.id,
         "output": made.output,
+        "store": store_of(made),
         "area_km2": made.area.km2,
         "tiles": [
             {"tile": t.tile.id, "blocks": len(t.blocks), "fingerprint": t.fingerprint} | asdict(t.estimate)
@@ -175,6 +179,7 @@ def _plan_json(made: Plan) -> dict[str, Any]:
 
 def _print_plan(made: Plan) -> None:
     from pipeline.plan.estimate import total  # noqa: PLC0415
+    from pipeline.run.folder import settings_of, store_of  # noqa: PLC0415
     from pipeline.run.status import to_do  # noqa: PLC0415
 
     table = Table(title=f"Plan {made.id[:12]} in {made.output}/plan", show_header=False, title_justify="left")
@@ -192,6 +197,8 @@ def _print_plan(made: Plan) -> None:
         ("numerics", _numerics_line(made)),
         ("calibration", made.calibration.hash[:12] + (" (provisional)" if made.calibration.provisional else "")),
     ]
+    if settings_of(made).store.path:
+        rows.append(("store", store_of(made)))
     left = to_do(made)
     if len(left) < len(made.tasks):
         rows.append(("committed already", f"{len(made.tasks) - len(left)} tiles; the figures below are for the rest"))
@@ -371,16 +378,22 @@ def report(folder: FOLDER, as_json: JSON = False) -> None:
 
 @app.command(epilog="Example: earthpress preview zurich")
 def preview(folder: FOLDER, as_json: JSON = False) -> None:
-    """Make the quicklook pictures (PNG and COG) of what is committed so far, and report.html."""
+    """Make the pictures of what is committed so far, and report.html: embeddings, true colours, maps, observations."""
+    from pipeline.plan.planner import load_plan  # noqa: PLC0415
     from pipeline.run.folder import output_of  # noqa: PLC0415
     from pipeline.run.publish import publish  # noqa: PLC0415
+    from pipeline.run.quicklooks import missing  # noqa: PLC0415
 
-    made = publish(output_of(folder))
+    place = output_of(folder)
+    made = publish(place)
+    lacking = missing(load_plan(place))
     if as_json:
-        print(json.dumps(made.to_json(), indent=2))
-    else:
-        for line in made.lines():
-            out.print(line, highlight=False, soft_wrap=True)
+        print(json.dumps(made.to_json() | {"missing": lacking}, indent=2))
+        return
+    for line in made.lines():
+        out.print(line, highlight=False, soft_wrap=True)
+    for text in lacking:
+        err.print(f"[yellow]note:[/] {_escape(text)}", highlight=False, soft_wrap=True)
 
 
 @probe_app.command(
@@ -389,22 +402,32 @@ def preview(folder: FOLDER, as_json: JSON = False) -> None:
 def probe_fit(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Output folder or store.zarr.")],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="Vector file, GeoParquet, or CSV with lon, lat.")],
-    column: Annotated[str, typer.Option("--column", metavar="NAME", help="Column that holds the class.")],
+    column: Annotated[str, typer.Option("--column", metavar="NAME", help="Column that holds the class or number.")],
+    regression: Annotated[
+        bool, typer.Option("--regression", help="The column holds a quantity (height, biomass): fit ridge regression.")
+    ] = False,
+    units: Annotated[str, typer.Option(metavar="UNIT", help="Unit of the quantity, e.g. m; goes into the maps.")] = "",
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Where to save the probe.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling and folds.")] = 0,
     as_json: JSON = False,
 ) -> None:
-    """Fit logistic regression on labelled points or polygons, validated by polygon and place."""
-    from pipeline.run.heads import fit_probe  # noqa: PLC0415
+    """Fit logistic or ridge regression on labelled points or polygons, validated by polygon and place."""
+    from pipeline.run.heads import fit_probe, fit_regressor  # noqa: PLC0415
 
-    probe, fitted, path = fit_probe(store, labels, column=column, output=output, seed=seed)
+    if units and not regression:
+        raise InvalidInputError(f"--units {units} belongs to a quantity: use it with --regression")
+    fitted: ProbeReport | RidgeReport
+    if regression:
+        _, fitted, path = fit_regressor(store, labels, column=column, units=units, output=output, seed=seed)
+    else:
+        _, fitted, path = fit_probe(store, labels, column=column, output=output, seed=seed)
     if as_json:
         print(fitted.to_json())
     else:
         out.print(fitted.table(), highlight=False)
-        out.print(f"{fitted.headline()}\nsaved {path} ({len(probe.names)} classes)", highlight=False)
+        out.print(f"{fitted.headline()}\nsaved {path}", highlight=False)
 
 
 @app.command("map", epilog="Example: earthpress map zurich --head crops.probe.json")
@@ -412,15 +435,22 @@ def map_(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Output folder or store.zarr.")],
     head: Annotated[str, typer.Option("--head", metavar="PROBE", help="File written by 'probe fit'.")],
     name: Annotated[str | None, typer.Option(help="Name of the map; default: the probe's file name.")] = None,
+    probability: Annotated[bool, typer.Option("--probability", help="A band per class: its probability, %.")] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="A band: how far the best class is ahead of the second, %.")
+    ] = False,
     as_json: JSON = False,
 ) -> None:
-    """Classify a store's embeddings into a GeoTIFF with colours, class names and overviews.
+    """Map a store's embeddings: classes with colours and names, or float32 numbers of a regression, as GeoTIFF.
 
     Instability needs the windows: only maps of the same pass have it (maps: instability: true).
     """
     from pipeline.run.heads import map_store  # noqa: PLC0415
+    from pipeline.run.map_layers import CONFIDENCE, PROBABILITY  # noqa: PLC0415
 
-    made = map_store(store, head, name=name, progress=progress_printer())
+    wanted = {PROBABILITY: probability, CONFIDENCE: confidence}
+    bands = tuple(band for band, asked in wanted.items() if asked)
+    made = map_store(store, head, name=name, bands=bands, progress=progress_printer())
     if as_json:
         print(json.dumps(made.to_json(), indent=2))
     else:

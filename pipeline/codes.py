@@ -6,10 +6,14 @@ value of a code ``q`` is, by ``Calibration.method``:
 - ``linear``: ``q * scale[band]``, the model's vector.
 - ``pca``: ``q * scale[band]``, one shared scale; scores, ``components @ (vector - mean)``.
 - ``power``: ``sign(q) * (|q| / 127.5)**2``, the vector at unit length (AlphaEarth Foundations' annual embeddings).
-- ``power_raw``: the same of the vector as it is; values beyond 0.99 saturate (olmoearth_pretrain,
+- ``power_raw``: the same of the vector as it is; values of 1 and more saturate at 0.992 (olmoearth_pretrain,
   ``quantize_embeddings``).
 - ``per_pixel``: ``q * pixel_scale[row, col]``, the model's vector (as TESSERA stores it).
 - ``float16``, ``float32``: itself.
+
+``encode`` is the definition of every code in plain numpy. Squares of a vector are added in halves (``length``), so that
+a code is the same whatever the shape of the array. Scores of ``pca`` are the exception, a product of matrices: another
+library may round them differently in the last bit, which now and then moves a code by one.
 """
 
 from __future__ import annotations
@@ -29,6 +33,26 @@ if TYPE_CHECKING:
 
 POWER = 2.0
 POWER_STEPS = 127.5
+MAX_CODE = 127
+MAX_FLOAT16 = 65504.0
+CLIP_WARNING = 1e-3
+"""Share of clipped (or saturated) values of a shard above which people are warned."""
+SATURATES = ("power_raw",)
+"""Methods whose code space is given: what lies beyond it saturates, and no calibration can change that."""
+_CODE = "ds.embeddings.where(ds.embeddings != -128)"
+_POWER = f"{_CODE} * abs(ds.embeddings.astype('float32')) / {POWER_STEPS}**2"
+DEQUANTISE = {
+    "linear": f"{_CODE} * ds.scale",
+    "pca": f"{_CODE} * ds.scale",
+    "power": _POWER,
+    "power_raw": _POWER,
+    "per_pixel": f"{_CODE} * ds.pixel_scale",
+    "float16": "ds.embeddings.astype('float32')",
+    "float32": "ds.embeddings",
+}
+"""Python that decodes a store, NaN where nodata, by method; ``ds`` is the Dataset of a zone. Scores for ``pca``."""
+RECONSTRUCT = f"({DEQUANTISE['pca']}).dot(ds.pca_components, dim='band') + ds.pca_mean"
+"""The same to the model's vectors, (..., dim) and as near as the components allow, for ``pca``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +78,78 @@ def valid_of(codes: NDArray[Any]) -> NDArray[np.bool_]:
     if codes.dtype == np.int8:
         return np.asarray(codes[0] != NODATA_CODE)
     return np.asarray(~np.isnan(codes[0]))
+
+
+def length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(...) float32 Euclidean length of (dim, ...) vectors; squares are added in halves."""
+    squares = vectors * vectors
+    n = len(squares)
+    while n > 1:
+        half = (n + 1) // 2
+        squares[: n - half] += squares[half:n]
+        n = half
+    return np.asarray(np.sqrt(squares[0]), np.float32)
+
+
+def encode(values: NDArray[np.float32], calibration: Calibration) -> Coded:
+    """The codes of vectors: the plain definition.
+
+    Args:
+        values: (dim, ...) float32 vectors of the model, NaN where nodata.
+        calibration: Which codes.
+
+    Raises:
+        InvalidInputError: The calibration is for another number of dimensions.
+    """
+    dims = len(calibration.mean) if calibration.method == "pca" else calibration.bands
+    if len(values) != dims:
+        raise InvalidInputError(f"calibration has {dims} dimensions, the embedding {len(values)}")
+    valid = ~np.isnan(values[0])
+    known = np.where(valid, values, np.float32(0))
+    if calibration.method == "float32":
+        return Coded(codes=np.where(valid, known, np.float32(np.nan)))
+    if calibration.method == "float16":
+        half = np.clip(known, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16)
+        return Coded(codes=np.where(valid, half, np.float16(np.nan)))
+    scaled, pixel_scale = _scaled(known, calibration)
+    codes = np.clip(np.rint(scaled), -MAX_CODE, MAX_CODE).astype(np.int8)
+    return Coded(
+        codes=np.where(valid, codes, np.int8(NODATA_CODE)),
+        pixel_scale=None if pixel_scale is None else np.where(valid, pixel_scale, np.float32(np.nan)),
+    )
+
+
+def clipped(values: NDArray[np.float32], calibration: Calibration) -> int:
+    """How many values of (dim, ...) vectors, none of them NaN, lie beyond the codes, so that ``encode`` clips them."""
+    if calibration.method == "float32":
+        return 0
+    if calibration.method == "float16":
+        return int((np.abs(values) > MAX_FLOAT16).sum())
+    return int((np.abs(np.rint(_scaled(values, calibration)[0])) > MAX_CODE).sum())
+
+
+def _scaled(
+    values: NDArray[np.float32], calibration: Calibration
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Vectors in code steps, not always rounded; and the value of a step of each pixel."""
+    if calibration.method in ("linear", "pca"):
+        if calibration.method == "pca":
+            mean = np.asarray(calibration.mean, np.float32).reshape(-1, *(1,) * (values.ndim - 1))
+            values = np.tensordot(np.asarray(calibration.components, np.float32), values - mean, axes=1)
+        inverse = np.float32(1) / np.asarray(calibration.scale, np.float32)
+        return values * inverse.reshape(-1, *(1,) * (values.ndim - 1)), None
+    if calibration.method == "per_pixel":
+        step = np.asarray(np.abs(values).max(axis=0) / np.float32(MAX_CODE), np.float32)
+        return values / _divisor(step), step
+    if calibration.method == "power":
+        values = values / _divisor(length(values))
+    steps = np.sqrt(np.abs(values).astype(np.float64)) * POWER_STEPS
+    return np.sign(values) * np.rint(steps).astype(np.float32), None
+
+
+def _divisor(number: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same, 1 instead of 0: a vector of zeros stays one."""
+    return np.where(number > 0, number, np.float32(1)).astype(np.float32)
 
 
 def decode(coded: Coded, calibration: Calibration) -> NDArray[np.float32]:

@@ -219,7 +219,7 @@ class EncodeSettings(_Section):
     batch_windows: int | Literal["auto"] = Field("auto", description="Windows per forward pass, fixed per store.")
 
     def token_px(self, dims: int) -> int:
-        """Side of a written vector in 10 m pixels: 1 or ``patch_px``."""
+        """Side of a written vector of ``dims`` numbers in 10 m pixels: 1 or ``patch_px``."""
         wide = dims > MAX_PIXEL_DIMS and self.dense == 1  # shifted tokens lie between the pixels of a token store
         token = self.resolution == "token" or (self.resolution == "auto" and wide)
         return self.patch_px if token else 1
@@ -319,7 +319,10 @@ class MapSettings(_Section):
         description="Also write where overlapping windows disagree about the class, and how far their vectors lie "
         "apart: further bands of the map, an error map without labels. Costs no encoder time.",
     )
-    probability: bool = Field(default=False, description="Also write the probability of every class, per cent.")
+    probability: bool = Field(
+        default=False,
+        description="Also write the probability of every class, per cent (softmax of scores, not calibrated).",
+    )
     confidence: bool = Field(
         default=False, description="Also write how far the best class is ahead of the second, per cent."
     )

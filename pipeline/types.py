@@ -37,6 +37,10 @@ CELL_PX = 2048
 """Side of a ranking cell: scenes are ranked once per cell and period, whatever the tile."""
 NODATA_CODE = -128
 """int8 code of a pixel without an embedding."""
+COLOUR_M = 80
+"""Side of a pixel of the true colours, metres."""
+COLOUR_TOP = 0.3
+"""Reflectance of the brightest true colour: bare soil and most roofs lie below, clouds and snow are white."""
 DN_OFFSET = 1000
 """Every Sentinel-2 Stack holds DN as processing baseline 04.00 and later encodes it: reflectance * 10000 + 1000, 0 is
 nodata (ESA, Sentinel-2 Products Specification, radiometric offset). Older scenes get +1000 when read, so that the
@@ -804,6 +808,9 @@ class Embedding:
         clipped: Share of values that were clipped at +-127, 0..1.
         quality: Of the composites under the tile, one per sensor in the plan's order.
         pixel_scale: (row, col) float32, NaN is nodata: value of one code step of a pixel, for ``per_pixel``.
+        clipped_shards: (row, col, share clipped) of the shards with clipped values, counted from the tile's north-west.
+        rms_error: Root mean square of (decoded - vector) over that of the vectors; None without a vector.
+        colours: (period, channel, row, col) uint8 true colours at ``COLOUR_M``, 0 is nodata; None: not made.
     """
 
     codes: NDArray[Any]
@@ -813,6 +820,9 @@ class Embedding:
     clipped: float
     quality: tuple[Quality, ...] = ()
     pixel_scale: NDArray[np.float32] | None = None
+    clipped_shards: tuple[tuple[int, int, float], ...] = ()
+    rms_error: float | None = None
+    colours: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -914,8 +924,12 @@ class Receipt:
         attempt: Number of the attempt that won.
         calibration: Hash of the calibration used.
         valid_px: Pixels of the store with an embedding.
-        clipped: Share of clipped values.
+        clipped: Share of clipped (``power_raw``: saturated) values in the whole tile, 0..1.
         weights_sha256: Of the model.
+        clipped_worst: The same of the shard that has most.
+        clipped_shards: (row, col, the same) of every shard that has any, counted from the tile's north-west corner.
+        rms_error: What quantising lost: root mean square of (decoded - vector) over that of the vectors (``power``: of
+            vectors at unit length); None without a vector, and in receipts of earlier versions.
     """
 
     tile_id: str
@@ -930,6 +944,9 @@ class Receipt:
     valid_px: int
     clipped: float
     weights_sha256: str = ""
+    clipped_worst: float = 0.0
+    clipped_shards: tuple[tuple[int, int, float], ...] = ()
+    rms_error: float | None = None
 
 
 def canonical_json(value: Any) -> str:

@@ -10,7 +10,8 @@ field goes the way of the blended one: head, interpolation, codes, classes. Then
 - ``disagreement``: share of the blend's weight that lies on windows whose own class differs from the written one;
 - ``spread``: root of the weighted mean, over the windows, of the mean squared difference per dimension between the
   window's codes and the written ones. It is counted in code steps because their size is frozen in the calibration:
-  relative to the deviation of a field it would depend on the area that was asked for.
+  relative to the deviation of a field it would depend on the area that was asked for. Quantisers without such a step
+  (a scale per pixel, floats) are refused; those of ``power`` count steps of their curved code space.
 
 The encoder is not run again; what follows it is, once per group: 44 to 62 ms per km2 at 128 dimensions and four groups
 (overlap up to half a window), 109 at nine, against 8 for stitching and classifying alone, on one core of a busy AMD
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.codes import Coded
 from pipeline.encode import quantize, stitch
 from pipeline.errors import ConfigError
 
@@ -49,11 +51,13 @@ NODATA = 255
 PER_STEP = 10
 """``spread`` counts tenths of a code step. Rounding of the codes alone gives about 0.4 steps (root of 1/6), so finer
 would say nothing; on the simulated sample random weights gave 1.7 (median) and 4 to 6 (99 %)."""
+STEPPED = ("linear", "pca", "power", "power_raw")
+"""Quantisers whose code steps are the same in every pixel."""
 MAX_SPREAD = 254
 """Largest spread that is told apart: 25.4 code steps."""
 
-Classify = Callable[["NDArray[np.int8]", "NDArray[np.bool_]"], "NDArray[np.uint8]"]
-"""(codes (dim, row, col), valid (row, col)) to classes (row, col) uint8, 255 where not valid."""
+Classify = Callable[[Coded, "NDArray[np.bool_]"], "NDArray[np.uint8]"]
+"""(codes (band, row, col), valid (row, col)) to classes (row, col) uint8, 255 where not valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,13 +81,20 @@ class Part:
     spread: NDArray[np.uint8]
 
 
-def check(grid: GridSpec) -> None:
-    """Refuse a lattice without at least two windows over some written pixel.
+def check(grid: GridSpec, calibration: Calibration) -> None:
+    """Refuse a lattice without at least two windows over some written pixel, and codes without a frozen step.
 
     Raises:
-        ConfigError: The way of stitching keeps one window per token, nothing overlaps, or the tokens are interleaved
-            (``dense``): neighbouring vectors are then of different windows, and no group is a field of its own.
+        ConfigError: The way of stitching keeps one window per token, nothing overlaps, the tokens are interleaved
+            (``dense``): neighbouring vectors are then of different windows, and no group is a field of its own; or the
+            quantiser gives every pixel a step of its own, or none.
     """
+    if calibration.method not in STEPPED:
+        raise ConfigError(
+            f"maps.instability counts the spread of windows in code steps of one frozen size, which "
+            f"store.quantiser={calibration.quantiser} does not have: use store.quantiser=linear, pca:K or power, or "
+            "leave out maps.instability"
+        )
     way_out = "use encode.stitch=blend with an overlap (half a window to say something everywhere), or leave out "
     if grid.stitch != "blend":
         raise ConfigError(
@@ -140,12 +151,13 @@ def fill(
     Raises:
         ConfigError: As ``check``.
     """
-    check(grid)
+    check(grid, calibration)
+    quantiser = quantize.Quantiser(calibration, values.device)
     votes = [_Votes(part) for part in parts]
     for own, weight in group_fields(values, valid, origins=origins, grid=grid, box=box):
         tokens = stitch.with_head(own, head)
         for count in votes:
-            count.add(tokens, weight, calibration=calibration, classifiers=classifiers)
+            count.add(tokens, weight, quantiser=quantiser, classifiers=classifiers)
     for count in votes:
         count.close()
 
@@ -209,23 +221,25 @@ class _Votes:
         self._squares = np.zeros(part.box.shape)
         self._against = [np.zeros(part.box.shape) for _ in part.classes]
 
-    def add(self, tokens: Field, weight: Field, *, calibration: Calibration, classifiers: Sequence[Classify]) -> None:
+    def add(
+        self, tokens: Field, weight: Field, *, quantiser: quantize.Quantiser, classifiers: Sequence[Classify]
+    ) -> None:
         """Count one group."""
         part = self._part
-        at_once = max(1, quantize.STRIP_BYTES[tokens.values.device.type] // (4 * part.box.width * len(part.codes)))
+        at_once = max(1, quantize.STRIP_BYTES[tokens.values.device.type] // (4 * part.box.width * quantiser.dims))
         shares = stitch.strips(weight, part.valid, part.box, rows=at_once)
         own = stitch.strips(tokens, part.valid, part.box, rows=at_once)
         for strip, share in zip(own, shares, strict=True):
             if not strip.valid.any():
                 continue
             rows = slice(strip.box.row - part.box.row, strip.box.row_stop - part.box.row)
-            codes = quantize.quantise(strip, calibration)[0].cpu().numpy()
+            coded = quantiser.coded(strip)
             votes = np.where(strip.valid, share.values[..., 0].numpy(), 0.0).astype(np.float64)
             self._windows[rows] += strip.valid
             self._weight[rows] += votes
-            self._squares[rows] += votes * _squares(codes, part.codes[:, rows])
+            self._squares[rows] += votes * _squares(coded.codes, part.codes[:, rows])
             for classify, written, against in zip(classifiers, part.classes, self._against, strict=True):
-                against[rows] += votes * (classify(codes, strip.valid) != written[rows])
+                against[rows] += votes * (classify(coded, strip.valid) != written[rows])
 
     def close(self) -> None:
         """Write the layers."""

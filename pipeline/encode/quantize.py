@@ -1,43 +1,159 @@
-"""Float vectors to int8 codes and back: symmetric, linear, one scale per dimension.
+"""Float vectors to what the store holds, on the device that made them; ``pipeline.codes`` says what the codes mean.
 
-``value = code * scale[dim]``; codes lie in -127..127 and -128 is nodata. The scale belongs to (weights, patch,
-pooling, inputs) and is frozen in a ``Calibration``; it is never derived from the data of a run, because two runs would
-then not share a code space. Measured choice: 1.25 x max |value| keeps clipping below 0.1 % on other places.
+A few rows of pixels at a time: floats of a whole tile never exist at once, and only codes come back to the host. What a
+calibration holds (scales, components) is frozen and never derived from the data of a run, because two runs would then
+not share a code space.
 
-Codes are made on the device that made the vectors, a few rows at a time: only int8 comes back to the host. This
-was not run on a GPU.
+A pixel's codes do not depend on the piece it is quantised in. Everything is element-wise and rounded on its own; the
+length of a vector adds its squares in halves; scores are made ``SCORE_PX`` pixels at a time, always, because a row of a
+product of matrices may depend on the number of rows. On a GPU this was not run.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 
+from pipeline.codes import MAX_CODE, MAX_FLOAT16, POWER_STEPS, Coded
 from pipeline.encode.stitch import filled, strips
-from pipeline.errors import ConfigError, InvalidInputError
-from pipeline.types import NODATA_CODE, Box, Calibration, ModelCard
+from pipeline.errors import InvalidInputError
+from pipeline.types import NODATA_CODE, Box, Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
     from pipeline.encode.stitch import Field
 
-HEADROOM = 1.25
-MAX_CODE = 127
-DIGITS = 3
-"""Scales are rounded to this many significant digits, so that rounding noise of another machine's float32 encoder
-gives the same calibration, hence the same hash."""
 STRIP_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Float pixels that exist at once: on a CPU what stays in cache; on a GPU enough to fill it."""
-S2_ONLY = ("sentinel2_l2a",)
+SCORE_PX = 1024
+"""Pixels of which scores are made at once, always: enough to keep a product of matrices busy."""
+FILL: dict[str, np.int8 | np.float16 | np.float32] = {
+    "int8": np.int8(NODATA_CODE),
+    "float16": np.float16(np.nan),
+    "float32": np.float32(np.nan),
+}
+"""Nodata of what is stored, by dtype."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Counted:
+    """What quantising some pixels lost.
+
+    Attributes:
+        clipped: (row, col) int64: values that lie beyond the codes; None where there are none.
+        squares: (2,) float64 on the device: sum of squares of the error and of the vectors.
+    """
+
+    clipped: NDArray[np.int64] | None
+    squares: torch.Tensor
+
+
+class Quantiser:
+    """The codes of one calibration on one device.
+
+    Attributes:
+        method: Of the calibration.
+        dims: Length of the vectors that it takes.
+        bands: Length of what is stored.
+        nodata: What is stored where there is no vector.
+    """
+
+    def __init__(self, calibration: Calibration, device: torch.device) -> None:
+        """Bring what the calibration holds to the device."""
+        self.method, self.bands, self.nodata = calibration.method, calibration.bands, FILL[calibration.dtype]
+        self.dims = len(calibration.mean) if self.method == "pca" else self.bands
+        scale = np.asarray(calibration.scale, np.float32)
+        self._scale = torch.from_numpy(scale).to(device)
+        self._inverse = torch.from_numpy(np.float32(1) / scale).to(device)
+        self._mean = torch.from_numpy(np.asarray(calibration.mean, np.float32)).to(device)
+        rows = np.asarray(calibration.components or ((),), np.float32)
+        self._components = torch.from_numpy(np.ascontiguousarray(rows.T)).to(device)
+
+    @torch.inference_mode()
+    def fill(self, field: Field, *, out: torch.Tensor, steps: torch.Tensor | None = None) -> Counted:
+        """Quantise a field.
+
+        Args:
+            field: (row, col, dim) float32 with its validity; what it holds where not valid does not matter.
+            out: (band, row, col) tensor of the calibration's dtype to fill; nodata where not valid.
+            steps: (row, col) float32 to fill, for ``per_pixel``: value of one code step, NaN where not valid.
+
+        Raises:
+            InvalidInputError: The calibration is for another number of dimensions.
+        """
+        if field.values.shape[-1] != self.dims:
+            raise InvalidInputError(f"calibration has {self.dims} dimensions, the embedding {field.values.shape[-1]}")
+        holes = None if field.valid.all() else torch.from_numpy(~field.valid).to(out.device)[..., None]
+        values = field.values if holes is None else field.values.masked_fill(holes, 0)
+        if out.dtype != torch.int8:
+            return _fill_floats(values, holes, out=out)
+        wanted, missed = self._wanted(values, holes)
+        scaled, step = self._scaled(wanted)
+        scaled.round_()  # half to even, as numpy's rint
+        clipped = _beyond(scaled, MAX_CODE)
+        if clipped is not None:
+            scaled.clamp_(-MAX_CODE, MAX_CODE)
+        error = _squares(self._decoded(scaled, step).sub_(wanted)) + missed
+        length = _squares(wanted if self.method == "power" else values)
+        if holes is not None:
+            scaled.masked_fill_(holes, NODATA_CODE)
+        out.copy_(scaled.to(torch.int8).permute(2, 0, 1))  # converted first: the scattered copy then moves bytes
+        if steps is not None and step is not None:
+            steps.copy_((step if holes is None else step.masked_fill(holes, torch.nan))[..., 0])
+        return Counted(clipped=clipped, squares=torch.stack((error, length)))
+
+    def coded(self, field: Field) -> Coded:
+        """The codes of a field on the host, see ``fill``."""
+        shape, device = field.box.shape, field.values.device
+        out = filled((self.bands, *shape), self.nodata, device)
+        steps = torch.empty(shape, device=device) if self.method == "per_pixel" else None
+        self.fill(field, out=out, steps=steps)
+        return Coded(codes=out.cpu().numpy(), pixel_scale=None if steps is None else steps.cpu().numpy())
+
+    def _wanted(self, values: torch.Tensor, holes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What decoding shall give, and the squares of what it cannot give whatever the codes."""
+        nothing = values.new_zeros((), dtype=torch.float64)
+        if self.method == "power":
+            whole = _length(values)
+            return values / torch.where(whole > 0, whole, 1.0), nothing
+        if self.method != "pca":
+            return values, nothing
+        centred = values - self._mean
+        if holes is not None:
+            centred.masked_fill_(holes, 0)
+        scores = self._scores(centred)
+        # the components are orthonormal: what they leave out is the rest of the length
+        return scores, (_squares(centred) - _squares(scores)).clamp_(min=0)
+
+    def _scores(self, centred: torch.Tensor) -> torch.Tensor:
+        flat = centred.reshape(-1, self.dims)
+        scores = flat.new_empty((len(flat), self.bands))
+        for start in range(0, len(flat), SCORE_PX):
+            part = flat[start : start + SCORE_PX]
+            missing = SCORE_PX - len(part)
+            whole = torch.cat((part, part.new_zeros((missing, self.dims)))) if missing else part
+            scores[start : start + SCORE_PX] = (whole @ self._components)[: len(part)]
+        return scores.reshape(*centred.shape[:2], self.bands)
+
+    def _scaled(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """In code steps, a new tensor, not always rounded; and the value of a step of each pixel, (row, col, 1)."""
+        if self.method in ("linear", "pca"):
+            return wanted * self._inverse, None
+        if self.method == "per_pixel":
+            step = wanted.abs().amax(-1, keepdim=True) / MAX_CODE
+            return wanted / torch.where(step > 0, step, 1.0), step
+        # torch's float32 square root may be off by a bit (a vector library); float64 is exact once it is rounded
+        steps = wanted.abs().double().sqrt_().mul_(POWER_STEPS).round_().float()
+        return steps.mul_(wanted.sign()), None
+
+    def _decoded(self, codes: torch.Tensor, step: torch.Tensor | None) -> torch.Tensor:
+        if self.method in ("linear", "pca"):
+            return codes * self._scale
+        return codes * step if step is not None else codes.abs().mul_(codes).mul_(POWER_STEPS**-2)
 
 
 class TileCodes:
@@ -45,20 +161,25 @@ class TileCodes:
 
     Attributes:
         box: Box of the tile in pixels of the store.
-        clipped: Values that were clipped so far.
     """
 
-    def __init__(self, box: Box, calibration: Calibration, *, like: torch.Tensor) -> None:
+    def __init__(self, box: Box, calibration: Calibration, *, like: torch.Tensor, shard_px: int | None = None) -> None:
         """Start with nodata everywhere.
 
         Args:
             box: Box of the tile in pixels of the store.
-            calibration: Scales.
+            calibration: Which codes.
             like: Any tensor on the device.
+            shard_px: Side of the squares, counted from the tile's north-west corner, whose clipped values are counted
+                apart; None: one for the whole tile.
         """
-        self.box, self.clipped = box, 0
-        self._inverse = _inverse(calibration, like.device)
-        self._codes = filled((len(calibration.scale), *box.shape), np.int8(NODATA_CODE), like.device)
+        self.box, self._shard = box, shard_px or max(box.shape)
+        self._quantiser = Quantiser(calibration, like.device)
+        self._codes = filled((calibration.bands, *box.shape), self._quantiser.nodata, like.device)
+        per_pixel = calibration.method == "per_pixel"
+        self._steps = filled(box.shape, FILL["float32"], like.device) if per_pixel else None
+        self._clipped = np.zeros(tuple(-(-side // self._shard) for side in box.shape), np.int64)
+        self._squares = torch.zeros(2, dtype=torch.float64, device=like.device)
 
     def fill(self, tokens: Field, valid: NDArray[np.bool_], box: Box) -> NDArray[np.bool_]:
         """Interpolate and quantise one piece of the tile.
@@ -76,161 +197,96 @@ class TileCodes:
         """
         rows, cols = box.slices_in(self.box)
         piece = self._codes[:, rows, cols]
+        steps = None if self._steps is None else self._steps[rows, cols]
         done = np.empty(box.shape, np.bool_)
-        at_once = max(1, STRIP_BYTES[piece.device.type] // (4 * box.width * len(piece)))
+        at_once = max(1, STRIP_BYTES[piece.device.type] // (4 * box.width * self._quantiser.dims))
         for strip in strips(tokens, valid, box, rows=at_once):
             part = slice(strip.box.row - box.row, strip.box.row_stop - box.row)
-            self.clipped += _quantise(strip, self._inverse, out=piece[:, part])
+            counted = self._quantiser.fill(strip, out=piece[:, part], steps=None if steps is None else steps[part])
+            self._squares += counted.squares
+            if counted.clipped is not None:
+                self._count(counted.clipped, strip.box)
             done[part] = strip.valid
         return done
+
+    @property
+    def clipped(self) -> int:
+        """Values that were clipped so far."""
+        return int(self._clipped.sum())
+
+    @property
+    def rms_error(self) -> float | None:
+        """Root mean square of (decoded - vector) over that of the vectors, so far; None while there is no vector.
+
+        The vectors at unit length for ``power``; for ``pca`` decoded to whole vectors.
+        """
+        error, whole = self._squares.tolist()
+        return float((error / whole) ** 0.5) if whole else None
 
     def clipped_share(self, valid: NDArray[np.bool_]) -> float:
         """Share of the values of the ``valid`` pixels that were clipped, 0..1."""
         count = int(valid.sum()) * len(self._codes)
         return self.clipped / count if count else 0.0
 
-    def to_host(self) -> NDArray[np.int8]:
-        """(dim, row, col) int8, -128 where nothing was filled."""
-        if self._codes.device.type == "cpu":
-            return np.asarray(self._codes.numpy())
-        pinned = torch.empty(self._codes.shape, dtype=torch.int8, pin_memory=True)
-        return np.asarray(pinned.copy_(self._codes).numpy())
+    def clipped_shards(self, valid: NDArray[np.bool_]) -> tuple[tuple[int, int, float], ...]:
+        """(row, col, share of its ``valid`` values) of every shard with clipped values, from the tile's north-west."""
+        rows, cols = np.nonzero(self._clipped)
+        found = []
+        for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
+            part = valid[row * self._shard : (row + 1) * self._shard, col * self._shard : (col + 1) * self._shard]
+            found.append((row, col, float(self._clipped[row, col] / (int(part.sum()) * len(self._codes)))))
+        return tuple(found)
+
+    def to_host(self) -> Coded:
+        """(band, row, col) codes and (row, col) steps, nodata where nothing was filled."""
+        return Coded(codes=_on_host(self._codes), pixel_scale=None if self._steps is None else _on_host(self._steps))
+
+    def _count(self, clipped: NDArray[np.int64], box: Box) -> None:
+        rows, cols = box.slices_in(self.box)
+        down, across = (np.arange(part.start, part.stop) // self._shard for part in (rows, cols))
+        place = down[:, None] * self._clipped.shape[1] + across
+        counts = np.bincount(place.ravel(), clipped.ravel(), minlength=self._clipped.size)
+        self._clipped += counts.astype(np.int64).reshape(self._clipped.shape)
 
 
-def quantise(field: Field, calibration: Calibration, *, out: torch.Tensor | None = None) -> tuple[torch.Tensor, int]:
-    """Codes of a field, on its device.
-
-    Args:
-        field: (row, col, dim) float32 with its validity.
-        calibration: Scales; its length is dim.
-        out: Optional (dim, row, col) int8 tensor to fill.
-
-    Returns:
-        ((dim, row, col) int8 with -128 where not valid, number of valid values that were clipped).
-
-    Raises:
-        InvalidInputError: The calibration has another number of dimensions.
-    """
-    height, width, dims = field.values.shape
-    device = field.values.device
-    codes = torch.empty((dims, height, width), dtype=torch.int8, device=device) if out is None else out
-    return codes, _quantise(field, _inverse(calibration, device), out=codes)
-
-
-def _inverse(calibration: Calibration, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.float32(1) / np.asarray(calibration.scale, np.float32)).to(device)
-
-
-@torch.inference_mode()
-def _quantise(field: Field, inverse: torch.Tensor, *, out: torch.Tensor) -> int:
-    if inverse.shape[0] != field.values.shape[-1]:
-        raise InvalidInputError(
-            f"calibration has {inverse.shape[0]} dimensions, the embedding {field.values.shape[-1]}"
-        )
-    scaled = (field.values * inverse).round_()  # half to even, as numpy's rint
-    holes = None if field.valid.all() else torch.from_numpy(~field.valid).to(out.device)[..., None]
+def _fill_floats(values: torch.Tensor, holes: torch.Tensor | None, *, out: torch.Tensor) -> Counted:
+    """Vectors as they are, or at half precision."""
+    stored, clipped = values, None
+    if out.dtype == torch.float16:
+        clipped = _beyond(values, MAX_FLOAT16)
+        stored = values.clamp(-MAX_FLOAT16, MAX_FLOAT16).to(torch.float16)
+    error = _squares(stored.float() - values)
     if holes is not None:
-        scaled.masked_fill_(holes, 0)
-    low, high = torch.aminmax(scaled)
-    clipped = 0
-    if bool((low < -MAX_CODE) | (high > MAX_CODE)):
-        # whole numbers: 1 for each beyond; summed by dimension, where float32 counts exactly
-        beyond = scaled.abs().sub_(MAX_CODE).clamp_(0, 1).sum((0, 1))
-        clipped = int(beyond.sum(dtype=torch.float64))
-        scaled.clamp_(-MAX_CODE, MAX_CODE)
-    if holes is not None:
-        scaled.masked_fill_(holes, NODATA_CODE)
-    out.copy_(scaled.to(torch.int8).permute(2, 0, 1))  # converted first: the scattered copy then moves bytes
-    return clipped
+        stored = stored.masked_fill(holes, torch.nan)
+    out.copy_(stored.permute(2, 0, 1))
+    return Counted(clipped=clipped, squares=torch.stack((error, _squares(values))))
 
 
-def dequantise(codes: NDArray[np.int8], calibration: Calibration) -> NDArray[np.float32]:
-    """(dim, row, col) float32 of (dim, row, col) int8 codes; NaN where nodata."""
-    scale = np.asarray(calibration.scale, np.float32)[:, None, None]
-    return np.where(codes == NODATA_CODE, np.float32(np.nan), codes * scale)
+def _beyond(values: torch.Tensor, limit: float) -> NDArray[np.int64] | None:
+    """(row, col) how many values of a pixel lie beyond +-limit; None where none does."""
+    low, high = torch.aminmax(values)
+    if not bool((low < -limit) | (high > limit)):
+        return None
+    return np.asarray((values.abs() > limit).sum(-1).cpu().numpy(), np.int64)
 
 
-def calibrate(
-    samples: Iterable[NDArray[np.float32]],
-    *,
-    card: ModelCard,
-    patch_px: int,
-    source: str,
-    provisional: bool,
-    sensors: tuple[str, ...] = S2_ONLY,
-) -> Calibration:
-    """Scales from sample vectors: 1.25 x the largest magnitude of each dimension, over 127.
-
-    Args:
-        samples: Arrays (sample, dim) float32 of valid vectors, as they are written (after the model's head).
-        card: The model and which of its vectors is written.
-        patch_px: Patch that the samples were encoded with.
-        source: Where the samples come from, for the metadata.
-        provisional: Whether only the packaged simulated sample was used.
-        sensors: What the model was fed with.
-
-    Raises:
-        InvalidInputError: No sample, or a dimension that is zero everywhere or not finite.
-    """
-    peak = np.zeros(card.dims, np.float64)
-    for block in samples:
-        if block.size:
-            peak = np.maximum(peak, np.abs(block.astype(np.float64)).max(axis=0))
-    bad = np.flatnonzero(~np.isfinite(peak) | (peak <= 0))
-    if bad.size:
-        raise InvalidInputError(f"calibration of {card.name}: dimensions {bad[:5].tolist()} have no usable range")
-    step = HEADROOM * peak / MAX_CODE
-    scale = tuple(float(f"{value:.{DIGITS - 1}e}") for value in step.tolist())
-    return Calibration(
-        scale=scale,
-        provisional=provisional,
-        source=source,
-        model_sha256=card.sha256,
-        patch_px=patch_px,
-        output=card.output,
-        sensors=sensors,
-    )
+def _squares(values: torch.Tensor) -> torch.Tensor:
+    flat = values.reshape(-1)
+    return torch.dot(flat, flat).double()
 
 
-def load_calibration(path: str, *, card: ModelCard, patch_px: int, sensors: tuple[str, ...] = S2_ONLY) -> Calibration:
-    """Read a calibration file and check that it belongs to this model, output, patch and input.
-
-    Raises:
-        ConfigError: Not a calibration file, or of another model, output, patch or input.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"calibration file {path} cannot be read: {err}") from err
-    try:
-        calibration = TypeAdapter(Calibration).validate_python(json.loads(text))
-    except (ValidationError, json.JSONDecodeError) as err:
-        raise ConfigError(
-            f"{path} is not a calibration file ({_wrong(err)}): name another one, or delete it and have it made anew"
-        ) from err
-    if calibration.model_sha256 != card.sha256 or calibration.patch_px != patch_px:
-        raise ConfigError(
-            f"calibration {path} belongs to weights {calibration.model_sha256[:12]} at patch {calibration.patch_px}, "
-            f"asked for are {card.sha256[:12]} at patch {patch_px}: use another file, or, for a plan, "
-            "store.calibration=auto"
-        )
-    if (calibration.output, calibration.sensors) != (card.output, sensors):
-        raise ConfigError(
-            f"calibration {path} belongs to the vector {calibration.output!r} from {', '.join(calibration.sensors)}, "
-            f"asked for is {card.output!r} from {', '.join(sensors)}: use another file, or, for a plan, "
-            "store.calibration=auto"
-        )
-    if len(calibration.scale) != card.dims or not all(np.isfinite(s) and s > 0 for s in calibration.scale):
-        raise ConfigError(f"calibration {path} needs {card.dims} positive scales, has {len(calibration.scale)}")
-    return calibration
+def _length(values: torch.Tensor) -> torch.Tensor:
+    """(row, col, 1) Euclidean length of (row, col, dim): squares are added in halves, as ``codes.length`` does."""
+    squares = values * values
+    n = values.shape[-1]
+    while n > 1:
+        half = (n + 1) // 2
+        squares[..., : n - half] += squares[..., half:n]
+        n = half
+    return squares[..., :1].double().sqrt().float()  # see Quantiser: exact once rounded
 
 
-def _wrong(err: ValidationError | json.JSONDecodeError) -> str:
-    if isinstance(err, json.JSONDecodeError):
-        return "it is no JSON"
-    return "; ".join(f"{'.'.join(map(str, part['loc'])) or 'it'}: {part['msg']}" for part in err.errors())
-
-
-def calibration_bytes(calibration: Calibration) -> bytes:
-    """The file that ``load_calibration`` reads: JSON, the same bytes for the same calibration."""
-    return (json.dumps(asdict(calibration), indent=1, sort_keys=True) + "\n").encode()
+def _on_host(data: torch.Tensor) -> NDArray[Any]:
+    if data.device.type == "cpu":
+        return np.asarray(data.numpy())
+    return np.asarray(torch.empty(data.shape, dtype=data.dtype, pin_memory=True).copy_(data).numpy())

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.codes import MAX_CODE
 from pipeline.encode.domain import DomainEncoder
 from pipeline.encode.olmoearth import Encoder, Head
-from pipeline.encode.quantize import MAX_CODE
 from pipeline.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -122,7 +122,7 @@ def ramp(grid: GridSpec) -> NDArray[np.float32]:
     return weights
 
 
-def filled(shape: tuple[int, ...], value: np.float32 | np.int8, device: torch.device) -> torch.Tensor:
+def filled(shape: tuple[int, ...], value: np.float32 | np.float16 | np.int8, device: torch.device) -> torch.Tensor:
     """A tensor of one value and its dtype."""
     # numpy asks the system for huge pages: 67 MB on a CPU take 9 ms instead of 39
     if device.type == "cpu":

@@ -1,7 +1,8 @@
-"""Labelled places from a file, and the lattice pixels they cover.
+"""Labelled places from a file, of classes or numbers, and the lattice pixels they cover.
 
 Reads any vector format that GDAL knows, GeoParquet, and CSV or Parquet with lon/lat columns. Knows nothing of
-embeddings: it says which pixel carries which class; the caller looks the vectors up and gives them to ``probe.fit``.
+embeddings: it says which pixel carries which label; the caller looks the vectors up and gives them to
+``fitting.fit`` or ``ridge_fit.fit``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.errors import InvalidInputError
 from pipeline.types import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,17 +37,17 @@ _STRIP_PX = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """Labelled points and polygons, one entry per row that has a class.
+    """Labelled points and polygons, one entry per row that has a class or number.
 
     Attributes:
         geometries: (Multi)points and (multi)polygons, lon/lat EPSG:4326, hexadecimal WKB.
-        classes: Class of each, all text or all whole numbers.
+        classes: Class of each, all text or all whole numbers; numbers (float) of ``read_numbers``.
         groups: Row number in the file (0-based, before rows were dropped): the polygon id of cross-validation.
-        dropped: Rows without a class or without a geometry.
+        dropped: Rows without a label or without a geometry.
     """
 
     geometries: tuple[str, ...]
-    classes: tuple[str | int, ...]
+    classes: tuple[str | int | float, ...]
     groups: tuple[int, ...]
     dropped: int = 0
 
@@ -54,6 +55,11 @@ class Labels:
         sizes = len(self.geometries), len(self.classes), len(self.groups)
         if len(set(sizes)) != 1:
             raise InvalidInputError(f"Labels: {sizes[0]} geometries, {sizes[1]} classes and {sizes[2]} groups")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether labels are numbers, not classes."""
+        return bool(self.classes) and isinstance(self.classes[0], float)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,29 +83,53 @@ def read_labels(path: str, *, column: str) -> Labels:
         InvalidInputError: No such file or column (the nearest columns are named), no CRS, fractional classes, lines,
             coordinates outside the world, fewer than two classes.
     """
-    import shapely  # noqa: PLC0415
-
-    if not Path(path).exists():
-        raise InvalidInputError(f"label file {path} does not exist")
-    frame = _read_frame(path, column)
-    geometries = shapely.force_2d(np.asarray(frame.geometry.values, dtype=object))
-    present = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
-    values = _class_values(frame[column], path, column)
-    keep = [row for row, value in enumerate(values) if value is not None and present[row]]
-    dropped = len(values) - len(keep)
-    if dropped:
-        logger.warning("%s: %d of %d rows have no %r or no geometry: dropped", path, dropped, len(values), column)
-    labels = Labels(
-        geometries=tuple(shapely.to_wkb(_checked(geometries[keep], keep, path), hex=True, byte_order=1)),
-        classes=tuple(value for value in (values[row] for row in keep) if value is not None),
-        groups=tuple(keep),
-        dropped=dropped,
-    )
+    labels = _labels(path, column, _class_values)
     if len(labels.names) < 2:
         raise InvalidInputError(
             f"{path}: column {column!r} holds {len(labels.names)} class(es) {labels.names}; a probe needs at least two"
         )
     return labels
+
+
+def read_numbers(path: str, *, column: str) -> Labels:
+    """Read points or polygons and the column of numbers that goes with them.
+
+    Args:
+        path: As ``read_labels``.
+        column: Column that holds the number: a height, a share, a mass.
+
+    Returns:
+        The labels in file order, ``classes`` as floats. Rows are dropped and polygons repaired as by ``read_labels``.
+
+    Raises:
+        InvalidInputError: As ``read_labels``; something that is not a number, infinite numbers, or only missing ones.
+    """
+    labels = _labels(path, column, _number_values)
+    if not labels.classes:
+        raise InvalidInputError(f"{path}: column {column!r} holds no number beside a geometry")
+    return labels
+
+
+def _labels(path: str, column: str, values_of: Callable[[Any, str, str], Sequence[str | int | float | None]]) -> Labels:
+    """Labels whose values ``values_of`` (column, path, its name) makes."""
+    import shapely  # noqa: PLC0415
+
+    if not Path(path).exists():
+        raise InvalidInputError(f"label file {path} does not exist")
+    frame = read_frame(path, column)
+    geometries = shapely.force_2d(np.asarray(frame.geometry.values, dtype=object))
+    present = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    values = values_of(frame[column], path, column)
+    keep = [row for row, value in enumerate(values) if value is not None and present[row]]
+    dropped = len(values) - len(keep)
+    if dropped:
+        logger.warning("%s: %d of %d rows have no %r or no geometry: dropped", path, dropped, len(values), column)
+    return Labels(
+        geometries=tuple(shapely.to_wkb(_checked(geometries[keep], keep, path), hex=True, byte_order=1)),
+        classes=tuple(value for value in (values[row] for row in keep) if value is not None),
+        groups=tuple(keep),
+        dropped=dropped,
+    )
 
 
 def places_of(labels: Labels, *, place_m: int = PLACE_M) -> tuple[str, ...]:
@@ -127,8 +157,9 @@ def pixels_of(labels: Labels, *, box: Box) -> tuple[NDArray[np.int64], NDArray[n
 
     A polygon covers the pixels whose centre lies inside it; a polygon that holds no pixel centre of the lattice takes
     the pixel under its representative point. A point covers the pixel under it. A pixel of several labels of one class
-    belongs to the first; a pixel of several classes is ambiguous and left out (counted in the log). What a pixel gets
-    does not depend on ``box``. Near a zone border a pixel may be owned by the other zone: the store says so.
+    belongs to the first; a pixel of several classes is ambiguous and left out (counted in the log). A pixel of several
+    numbers has all of them, so that a fit sees their mean. What a pixel gets does not depend on ``box``. Near a zone
+    border a pixel may be owned by the other zone: the store says so.
 
     Args:
         labels: From ``read_labels``.
@@ -149,12 +180,22 @@ def pixels_of(labels: Labels, *, box: Box) -> tuple[NDArray[np.int64], NDArray[n
         pixels = _points(plane, box) if plane.geom_type in _POINTS else _polygon(plane, box)
         parts.append(np.column_stack([pixels, np.full(len(pixels), index, dtype=np.int64)]))
     found = np.concatenate(parts) if parts else np.empty((0, 3), dtype=np.int64)
-    found = _without_conflicts(found, labels.classes)
+    if not labels.numeric:
+        found = _without_conflicts(found, labels.classes)
     return found[:, 0], found[:, 1], found[:, 2]
 
 
-def _read_frame(path: str, column: str) -> Any:
-    """A GeoDataFrame in EPSG:4326 that has ``column``."""
+def read_frame(path: str, column: str | None = None, *, what: str = "label file") -> Any:
+    """A GeoDataFrame in EPSG:4326, rows as in the file.
+
+    Args:
+        path: As for ``read_labels``.
+        column: A column that it must have; None: any.
+        what: What messages call the file.
+
+    Raises:
+        InvalidInputError: Not readable, no such column, no CRS, no coordinates, or several layers that may be meant.
+    """
     import geopandas  # noqa: PLC0415
     import pandas as pd  # noqa: PLC0415
 
@@ -165,16 +206,17 @@ def _read_frame(path: str, column: str) -> Any:
         elif suffix in {".parquet", ".geoparquet", ".pq"}:
             frame = _read_parquet(path)
         else:
-            frame = geopandas.read_file(path, layer=_layer(path, column), engine="pyogrio")
+            frame = geopandas.read_file(path, layer=_layer(path, column, what=what), engine="pyogrio")
     except (OSError, ValueError, RuntimeError) as err:
         if isinstance(err, InvalidInputError):
             raise
-        raise InvalidInputError(f"label file {path} cannot be read: {err}") from err
-    _check_column(column, [str(c) for c in frame.columns if c != "geometry"], path)
+        raise InvalidInputError(f"{what} {path} cannot be read: {err}") from err
+    if column is not None:
+        _check_column(column, [str(c) for c in frame.columns if c != "geometry"], path)
     if not isinstance(frame, geopandas.GeoDataFrame):
-        frame = _from_coordinates(frame, path)
+        frame = _from_coordinates(frame, path, what=what)
     if frame.crs is None:
-        raise InvalidInputError(f"label file {path} has no CRS: set one (e.g. with ogr2ogr -a_srs EPSG:4326)")
+        raise InvalidInputError(f"{what} {path} has no CRS: set one (e.g. with ogr2ogr -a_srs EPSG:4326)")
     return frame.to_crs(4326)
 
 
@@ -194,13 +236,17 @@ def _read_parquet(path: str) -> Any:
     return geopandas.read_parquet(path) if b"geo" in metadata else pd.read_parquet(path)
 
 
-def _layer(path: str, column: str) -> str | None:
+def _layer(path: str, column: str | None, *, what: str) -> str | None:
     """The layer to read: the only one, or the only one that has the column."""
     import pyogrio  # noqa: PLC0415
 
     layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
     if len(layers) < 2:
         return None
+    if column is None:
+        raise InvalidInputError(
+            f"{what} {path} has {len(layers)} layers ({', '.join(layers)}): save the wanted one to a file of its own"
+        )
     having = [name for name in layers if column in pyogrio.read_info(path, layer=name)["fields"]]
     if len(having) != 1:
         raise InvalidInputError(
@@ -219,7 +265,7 @@ def _check_column(column: str, columns: list[str], path: str) -> None:
     raise InvalidInputError(f"label file {path} has no column {column!r}; {hint}It has: {', '.join(columns) or 'none'}")
 
 
-def _from_coordinates(frame: Any, path: str) -> Any:
+def _from_coordinates(frame: Any, path: str, *, what: str) -> Any:
     import geopandas  # noqa: PLC0415
     import pandas as pd  # noqa: PLC0415
 
@@ -227,7 +273,7 @@ def _from_coordinates(frame: Any, path: str) -> Any:
     pair = next(((folded[x], folded[y]) for x, y in _COORDINATES if x in folded and y in folded), None)
     if pair is None:
         raise InvalidInputError(
-            f"label file {path} has no coordinates: it needs columns lon and lat (or longitude and latitude, x and y), "
+            f"{what} {path} has no coordinates: it needs columns lon and lat (or longitude and latitude, x and y), "
             f"in degrees; it has: {', '.join(map(str, frame.columns))}"
         )
     lon, lat = (pd.to_numeric(frame[name], errors="coerce") for name in pair)
@@ -252,6 +298,23 @@ def _class_values(series: Any, path: str, column: str) -> list[str | int | None]
         return [None if v is None else int(v) for v in values]
     texts = [None if v is None else str(v).strip() for v in values]
     return [text or None for text in texts]
+
+
+def _number_values(series: Any, path: str, column: str) -> list[float | None]:
+    """Numbers, None where missing; texts that spell a number count as numbers."""
+    import pandas as pd  # noqa: PLC0415
+
+    numbers = pd.to_numeric(series, errors="coerce").astype(float)
+    wrong = series[numbers.isna() & ~series.isna() & (series.astype(str).str.strip() != "")]
+    if len(wrong) or series.dtype == bool:
+        example = repr(wrong.iloc[0]) if len(wrong) else "true or false"
+        raise InvalidInputError(
+            f"{path}: column {column!r} holds {example}, which is no number: a regression needs numbers; for classes "
+            "leave out --regression"
+        )
+    if np.isinf(numbers).any():
+        raise InvalidInputError(f"{path}: column {column!r} holds infinite numbers: leave these rows empty")
+    return [None if missing else float(value) for value, missing in zip(numbers, numbers.isna(), strict=True)]
 
 
 def _checked(geometries: NDArray[Any], rows: list[int], path: str) -> NDArray[Any]:
@@ -354,7 +417,7 @@ def _rasterised(plane: Any, box: Box) -> Iterator[NDArray[np.int64]]:
         yield np.argwhere(burnt) + np.array([strip.row, strip.col])
 
 
-def _without_conflicts(found: NDArray[np.int64], classes: tuple[str | int, ...]) -> NDArray[np.int64]:
+def _without_conflicts(found: NDArray[np.int64], classes: tuple[str | int | float, ...]) -> NDArray[np.int64]:
     """One row (row, col, label) per pixel: the first label of a class; none where classes disagree."""
     if not len(found):
         return found

@@ -187,6 +187,17 @@ def is_local(spec: str) -> bool:
     return any(part not in PRESETS and dialects.is_local(part) for part in _parts(spec))
 
 
+def kinds(spec: str) -> tuple[str, ...]:
+    """What the catalogues of ``spec`` are, without an address or a path: the name of a preset, ``STAC API``, ``files``.
+
+    >>> kinds("planetary-computer, https://example.org/stac")
+    ('planetary-computer', 'STAC API')
+    """
+    return tuple(
+        part if part in PRESETS else "files" if dialects.is_local(part) else "STAC API" for part in _parts(spec)
+    )
+
+
 def _parts(spec: str) -> tuple[str, ...]:
     """The catalogues of a setting; an existing path may hold a comma."""
     if spec.strip() and dialects.is_local(spec) and Path(dialects.local_path(spec)).exists():

@@ -11,11 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from pipeline.plan.flops import S2, flops_per_window, tokens_per_window
 from pipeline.types import BLOCK_PX, CELL_PX, PIXEL_M, Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from pipeline.types import Calibration
 
 __all__ = [
     "RATES",
@@ -149,6 +153,31 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """What the store holds of one pixel.
+
+    Attributes:
+        bands: Numbers.
+        dtype: numpy name of their dtype.
+        stepped: Whether every pixel has the value of its own code step.
+    """
+
+    bands: int
+    dtype: str = "int8"
+    stepped: bool = False
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> Vector:
+        """Of a store of this calibration."""
+        return cls(bands=calibration.bands, dtype=calibration.dtype, stepped=calibration.method == "per_pixel")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes before compression."""
+        return self.bands * np.dtype(self.dtype).itemsize + (STEP_BYTES if self.stepped else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """Speed and price of the machine that will run.
 
@@ -205,11 +234,14 @@ RANKED = ("scl_first_valid", "scl_best_clear", "first_clear", "omnicloudmask")
 """Composites that look at every candidate's classification over the whole cell."""
 MASKED = ("first_clear", "median")
 """Composites that read the classification of what they use at full resolution."""
-STORE_RATIO = 1.7
-"""Raw bytes per stored byte of int8 vectors at 10 m (Blosc zstd 1 with bitshuffle, interpolated from patch 4)."""
-TOKEN_RATIO = 1.2
-"""The same for one vector per token, where neighbours have nothing in common by construction (1.17-1.34 on stitched
-fields of the simulated sample, random nano and tiny, patch 4 and 8)."""
+STORE_RATIO = {"int8": 1.7, "float16": 1.6, "float32": 1.35}
+"""Raw bytes per stored byte of vectors at 10 m, by dtype (Blosc zstd 1 with bitshuffle, interpolated from patch 4).
+``linear``; codes of the other int8 quantisers are smaller and take less (2.4 for ``per_pixel`` to 4 for ``pca:32``)."""
+TOKEN_RATIO = {"int8": 1.2, "float16": 1.3, "float32": 1.2}
+"""The same for one vector per token, where neighbours have nothing in common by construction (int8: 1.17-1.34 on
+stitched fields of the simulated sample, random nano and tiny, patch 4 and 8; floats: random nano, patch 4)."""
+STEP_BYTES = 4
+"""Of the value of a code step of one pixel, for ``per_pixel``; taken as incompressible."""
 EXTRA_BYTES_PER_PX = 0.1
 """Stored bytes of ``reason``, ``n_obs`` and class maps together, per pixel of the store: long runs of one value, two or
 three layers."""
@@ -259,6 +291,7 @@ def estimate_tile(
     cell_shares: Mapping[Cell, float],
     rate: Rate,
     feeds: tuple[Feed, ...] = (Feed(),),
+    vector: Vector | None = None,
 ) -> Estimate:
     """Price one tile.
 
@@ -274,10 +307,12 @@ def estimate_tile(
             tile comes first, so the shares of a plan's tiles add up to one.
         rate: Speed and price.
         feeds: Sensors that are fed.
+        vector: What is stored of a pixel; None: int8, as many numbers as the model writes.
 
     Raises:
         ConfigError: The model does not take a sensor.
     """
+    vector = vector or Vector(bands=card.dims)
     sensors = tuple(feed.sensor for feed in feeds)
     flops = windows * flops_per_window(card, grid, periods, sensors=sensors)
     speed = rate.speed(card.token_width)
@@ -297,9 +332,9 @@ def estimate_tile(
             )
             for feed in feeds
         ),
-        bytes_written=_bytes_written(blocks, card=card, grid=grid),
+        bytes_written=_bytes_written(blocks, vector=vector, grid=grid),
         peak_bytes=_peak_bytes(
-            windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate, feeds=feeds
+            windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate, feeds=feeds, vector=vector
         ),
         device_s=device_s,
         usd=None if price is None or not speed else device_s / rate.devices * price / 3600.0,
@@ -353,9 +388,11 @@ def _native(feed: Feed) -> tuple[tuple[int, int, int, int], ...]:
     return NATIVE[feed.sensor, feed.resampling]
 
 
-def _bytes_written(blocks: int, *, card: ModelCard, grid: GridSpec) -> int:
-    ratio = STORE_RATIO if grid.token_px == 1 else TOKEN_RATIO
-    return round(blocks * (BLOCK_PX // grid.token_px) ** 2 * (card.dims / ratio + EXTRA_BYTES_PER_PX))
+def _bytes_written(blocks: int, *, vector: Vector, grid: GridSpec) -> int:
+    ratio = (STORE_RATIO if grid.token_px == 1 else TOKEN_RATIO)[vector.dtype]
+    steps = STEP_BYTES if vector.stepped else 0
+    each = (vector.nbytes - steps) / ratio + steps + EXTRA_BYTES_PER_PX
+    return round(blocks * (BLOCK_PX // grid.token_px) ** 2 * each)
 
 
 def _overlap(box: Box, cell: Cell) -> int:
@@ -385,6 +422,7 @@ def _peak_bytes(
     read_box: Box,
     rate: Rate,
     feeds: tuple[Feed, ...],
+    vector: Vector,
 ) -> int:
     """Host memory of the process at its fullest: everything below is alive while a tile is stitched and written.
 
@@ -396,7 +434,7 @@ def _peak_bytes(
         for feed in feeds
         for res, count, pad, size in _native(feed)
     )
-    codes = 2 * card.dims * (grid.tile_px // grid.token_px) ** 2
+    codes = 2 * vector.nbytes * (grid.tile_px // grid.token_px) ** 2
     always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack + _reading_bytes(stack, grid=grid, feeds=feeds)
     if rate.numerics.device != "cpu":
         return always + CUDA_BYTES + codes
@@ -405,7 +443,7 @@ def _peak_bytes(
     fields = windows * cells * (4 * width + 1)
     head = 4 * card.dims if card.dims != width else 0  # the field before and after the student
     tokens = _area(read_box) // grid.step_px**2 * (4 * width + head + 4)
-    pixels = BLOCK_ARRAYS * 4 * card.dims * (BLOCK_PX // grid.token_px) ** 2
+    pixels = BLOCK_ARRAYS * 4 * max(card.dims, vector.bands) * (BLOCK_PX // grid.token_px) ** 2
     sensors = tuple(feed.sensor for feed in feeds)
     batch = rate.numerics.batch_windows * tokens_per_window(card, grid, periods, sensors=sensors)
     working = rate.encoders * batch * width * 4 * (DOMAIN_ARRAYS if domains else ACTIVATIONS)

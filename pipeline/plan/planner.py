@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -195,11 +196,34 @@ class Recipe(Protocol):
 
 
 def recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> str:
-    """Hash of everything that decides pixels except the area and the scenes: the identity of a store."""
+    """Hash of everything that decides pixels except the area and the scenes: the identity of a plan."""
+    return _recipe(settings, basis, [[p.start, p.end] for p in periods])
+
+
+def store_recipe_of(settings: Settings, basis: Recipe, periods: Sequence[Period]) -> str:
+    """The same without dates, the identity of a store: years of one recipe are time steps of one store.
+
+    What is left of the periods is their number and length as they were asked for. A shorter one at the end counts as
+    one, and days are counted without 29 February, so that leap years have the recipe of others.
+    """
+    return _recipe(settings, basis, {"count": len(periods), "length": _length(settings, periods)})
+
+
+def _length(settings: Settings, periods: Sequence[Period]) -> str | float:
+    """``month``, or days."""
+    inputs = settings.inputs
+    if inputs.period_days == "month" or inputs.periods is None or settings.start is None or settings.end is None:
+        return inputs.period_days
+    first, last = settings.start, settings.end
+    days = sum((first + timedelta(days=k)).strftime("%m-%d") != "02-29" for k in range((last - first).days))
+    return round(days / len(periods), 2)
+
+
+def _recipe(settings: Settings, basis: Recipe, periods: Any) -> str:
     return content_hash(
         {
             "algorithm": ALGORITHM,
-            "periods": [[p.start, p.end] for p in periods],
+            "periods": periods,
             "inputs": _pixel_inputs(settings),
             "output": basis.model.output,
             "grid": asdict(basis.grid),
@@ -377,6 +401,7 @@ def _task(
         cell_shares=shares,
         rate=basis.rate,
         feeds=feeds,
+        vector=estimate.Vector.of(basis.calibration),
     )
     return Task(tile=tile, blocks=blocks, candidates=candidates, fingerprint=fingerprint, estimate=priced)
 

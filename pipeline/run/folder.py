@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings
-from pipeline.plan import catalog
+from pipeline.plan import catalog, planner
 from pipeline.read.access import Access
 
 if TYPE_CHECKING:
@@ -24,6 +24,19 @@ def store_path(output: str | Path) -> Path:
 def store_of(plan: Plan) -> str:
     """Where the embedding store of a plan lies: a local folder or the URL of an object store."""
     return settings_of(plan).store.path or str(store_path(plan.output))
+
+
+def store_at(place: str) -> str:
+    """The store that somebody means by ``place``: itself, its URL, or an output folder.
+
+    An output's store is the one in its folder, else the one that its plan names.
+    """
+    if "://" in place or (Path(place) / "zarr.json").is_file():
+        return place
+    own = store_path(place)
+    if not (own / "zarr.json").is_file() and (Path(place) / planner.PLAN_FOLDER / "request.json").is_file():
+        return store_of(planner.load_plan(place))
+    return str(own)
 
 
 def output_of(place: str) -> str:

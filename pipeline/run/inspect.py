@@ -28,7 +28,7 @@ PACKAGES = (
 )  # fmt: skip
 OPTIONAL = (
     ("nvidia-ml-py", "GPU energy and memory figures: pip install 'earthpress[gpu]'"),
-    ("fsspec", "object stores: pip install 'earthpress[cloud]'"),
+    ("obstore", "object stores: pip install 'earthpress[cloud]'"),
 )
 LOW_MEMORY_BYTES = 6_000_000_000
 CARD_PERIODS = 12

@@ -34,12 +34,12 @@ from pipeline.errors import (
 from pipeline.plan import grid, planner
 from pipeline.read.access import redact
 from pipeline.read.rank import FolderRanks
-from pipeline.run import prepare
-from pipeline.run.folder import encoder_arguments, settings_of, store_of
+from pipeline.run import joining, prepare
+from pipeline.run.folder import encoder_arguments, settings_of
 from pipeline.run.reading import Source
 from pipeline.run.status import to_do
 from pipeline.run.tile import At, Encoder, Maps, TileContext, run_tile, wanted_px
-from pipeline.types import Embedding, Plan, Receipt, Stack, Task, Usage
+from pipeline.types import Embedding, Plan, Receipt, Stack, Task, Tile, Usage
 from pipeline.write import layout, store
 from pipeline.write.commit import Commits
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from pipeline.account.ledger import Ledger
     from pipeline.config import Settings
-    from pipeline.maps.probe import Probe
+    from pipeline.run.map_layers import MapHead
     from pipeline.run.published import Published
 
 log = logging.getLogger(__name__)
@@ -184,14 +184,16 @@ class StoreWriter:
 
     def __init__(self, path: str, time_index: int) -> None:
         self._path, self._time = path, time_index
+        self._tile: Tile | None = None
 
     def write(self, task: Task, result: Embedding, maps: Maps) -> tuple[tuple[str, str], ...]:
         """See ``Writer``."""
+        self._tile = task.tile
         return store.write_tile(self._path, task.tile, result, time_index=self._time, maps=maps)
 
     def check(self, objects: tuple[tuple[str, str], ...]) -> int:
-        """See ``Writer``."""
-        return store.check_objects(self._path, objects)
+        """See ``Writer``; with the tile, because another output may have made the store grow since it was written."""
+        return store.check_objects(self._path, objects, tile=self._tile)
 
 
 def run(
@@ -342,6 +344,9 @@ def _encoder(
 
     _check_numerics(plan, settings)
     planner.check_recipe(plan, settings)
+    said = joining.check(plan, heads=prepare.load_heads(settings, card=plan.model, calibration=plan.calibration))
+    if said:
+        tally.note(said)
     count = prepare.encoder_threads(settings, device=plan.numerics.device)
     processes = workers.wanted(
         settings.run.encoders,
@@ -384,10 +389,8 @@ def _context(
 ) -> TileContext:
     """What all tiles share: the encoder, the maps' heads, the store with its metadata."""
     heads = prepare.load_heads(settings, card=plan.model, calibration=plan.calibration)
-    path = store_of(plan)
     with clock.stage("create_store"):
-        store.create_store(path, store_spec(plan, heads=heads))
-        time_index = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
+        path, time_index = joining.join(plan, heads=heads)
     return TileContext(
         grid=plan.grid,
         calibration=plan.calibration,
@@ -396,6 +399,8 @@ def _context(
         commits=commits,
         heads=heads,
         unsure=prepare.unsure_maps(settings),
+        max_clipped_pct=settings.store.max_clipped_pct,
+        true_colour=prepare.true_colour(settings),
         clock=clock,
         memory=memory,
         at=at,
@@ -422,28 +427,27 @@ def _check_numerics(plan: Plan, settings: Settings) -> None:
         )
 
 
-def store_spec(plan: Plan, *, heads: tuple[tuple[str, Probe], ...]) -> store.StoreSpec:
+def store_spec(plan: Plan, *, heads: tuple[MapHead, ...]) -> store.StoreSpec:
     """What the store's metadata says about a plan."""
     return store.StoreSpec(
         name=Path(plan.output).name or "embeddings",
-        dims=plan.model.dims,
+        dims=plan.calibration.bands,
         grid=plan.grid,
         times=((plan.periods[0].start, plan.periods[-1].end),),
         model=plan.model,
         calibration=plan.calibration,
         numerics=plan.numerics,
-        recipe=plan.recipe,
+        recipe=planner.store_recipe_of(settings_of(plan), plan, plan.periods),
+        dated_recipe=plan.recipe,
         extents=grid.snapped_extent(task.tile for task in plan.tasks),
-        maps=tuple(
-            store.MapLayer(name=name, classes=tuple(zip(p.values, p.names, p.colours, strict=True)))
-            for name, p in heads
-        )
+        maps=tuple(layer for head in heads for layer in head.layers)
         + layout.instability_layers(prepare.unsure_maps(settings_of(plan))),
         source_data=tuple(
             sorted({f"{s.collection} ({s.quantity})" if s.quantity else s.collection for s in plan.scenes})
         ),
         sensors=settings_of(plan).inputs.sensors,
         periods=plan.periods,
+        true_colour=prepare.true_colour(settings_of(plan)),
     )
 
 

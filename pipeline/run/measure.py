@@ -298,7 +298,7 @@ def calibration_for(
         ConfigError: A file belongs to another model, vector, patch or input.
         OutputError: The file to be written exists with other scales.
     """
-    from pipeline.encode.quantize import load_calibration  # noqa: PLC0415
+    from pipeline.encode.calibration import load_calibration  # noqa: PLC0415
 
     def load(path: str) -> Calibration:
         return load_calibration(path, card=model.card, patch_px=shape.patch_px, sensors=shape.sensors)
@@ -320,7 +320,7 @@ def save(calibration: Calibration, path: str) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    from pipeline.encode.quantize import calibration_bytes  # noqa: PLC0415
+    from pipeline.encode.calibration import calibration_bytes  # noqa: PLC0415
 
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

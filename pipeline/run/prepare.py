@@ -20,10 +20,13 @@ from pipeline.plan import domains, estimate, flops, planner, windows
 from pipeline.plan.periods import periods_of
 from pipeline.plan.ramp import halo_of, ramps_of
 from pipeline.plan.trained import trained_side
+from pipeline.read import colours
 from pipeline.read.rules import rules_of
 from pipeline.run.folder import access_of
+from pipeline.run.map_layers import MapHead, no_classes, wanted_bands
 from pipeline.types import Calibration, GridSpec, ModelCard, Numerics, Period, Plan
-from pipeline.write import layout
+from pipeline.write import layout, preview
+from pipeline.write.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
     from pipeline.config import EncodeSettings, InputSettings, Settings
     from pipeline.encode.checkpoint import Checkpoint
-    from pipeline.maps.probe import Probe
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ that."""
 STRIPES = "warning: {version} adds positions to its tokens, so its vectors keep faint stripes of the window lattice"
 S2_ONLY = ("sentinel2_l2a",)
 CALIBRATION_PERIODS = 3
+PROVISIONAL = f"packaged simulated sample, {CALIBRATION_PERIODS} periods, float32"
+"""What a provisional calibration says about where it comes from."""
 CALIBRATION_PX = 96
 """Largest side of a calibration window: every simulated place holds at least one."""
 SMALLER = 0.9
@@ -71,6 +75,7 @@ def prepare(
         OutputError: The output holds another plan.
     """
     from pipeline.encode import checkpoint, session  # noqa: PLC0415
+    from pipeline.run import joining  # noqa: PLC0415
 
     if not settings.model:
         raise ConfigError("no model: --model FOLDER, FILE, owner/name of Hugging Face, or random:v1.2-nano:0")
@@ -82,21 +87,21 @@ def prepare(
     note(f"reading the model {settings.model}")
     model = checkpoint.load(str(settings.model), output=settings.encode.output)
     device = session.pick_device(settings.encode)
-    tile_px = _tile_px(settings, device=device, stitch=stitching(settings.encode, version=model.card.version))
+    tile_px = tile_px_of(settings, device=device, stitch=stitching(settings.encode, version=model.card.version))
     calibration = _calibration(settings, model, note=note)
     spec, text = grid_of(
         settings, model.card, periods=len(periods), tile_px=tile_px, calibration=calibration, device=device
     )
     if text:
         note(text)
-    mask = _reading(settings, device=device)
+    mask = checked_reading(settings, device=device)
     numerics = session.settle(
         settings.encode,
         card=model.card,
         grid=spec,
         periods=len(periods),
         sensors=settings.inputs.sensors,
-        kept=_kept_numerics(str(settings.output), card=model.card),
+        kept=_kept_numerics(settings, card=model.card),
     )
     heads = load_heads(settings, card=model.card, calibration=calibration)
     basis = planner.Basis(
@@ -104,17 +109,24 @@ def prepare(
         model=model.card,
         numerics=numerics,
         calibration=calibration,
-        heads=(*((name, probe.hash) for name, probe in heads), *_instability(settings, spec)),
+        heads=(
+            *(pair for head in heads for pair in head.fingerprints),
+            *_instability(settings, spec, calibration),
+        ),
         rate=_rate(settings, model, spec=spec, periods=periods, numerics=numerics),
         mask=mask,
     )
     plan = planner.make_plan(settings, basis, now=now, held=held_blocks(str(settings.output)), note=note)
-    _check_places(plan)
+    check_places(plan)
+    planner.refuse_other(plan, Path(plan.output) / planner.PLAN_FOLDER)  # says more than the store could
+    said = joining.check(plan, heads=heads)
+    if said:
+        note(said)
     planner.save_plan(plan)
     return plan
 
 
-def _reading(settings: Settings, *, device: str) -> str:
+def checked_reading(settings: Settings, *, device: str) -> str:
     """Make sure that what shall read is installed, before anything is planned with it; the cloud mask's name.
 
     Raises:
@@ -129,7 +141,7 @@ def _reading(settings: Settings, *, device: str) -> str:
     return OmniCloudMask(device=device).name if masked else ""
 
 
-def _check_places(plan: Plan) -> None:
+def check_places(plan: Plan) -> None:
     """Refuse files that a run may not open, by the text of their addresses; one file of every host is enough.
 
     Raises:
@@ -159,6 +171,10 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     inputs = _with_absolute_catalogs(settings.inputs, absolute)
     account = settings.account.model_copy(update={"prices": absolute(settings.account.prices)})
     model = absolute(str(settings.model))
+    place = settings.store.path  # a store that shall be made does not exist yet
+    path = str(place_of(place)) if place else ""
+    store = settings.store.model_copy(update={"path": path})
+    settings = settings.model_copy(update={"store": store})
     return settings.model_copy(update={"maps": maps, "inputs": inputs, "account": account, "model": model})
 
 
@@ -177,31 +193,46 @@ def unsure_maps(settings: Settings) -> tuple[str, ...]:
     return tuple(m.name for m in settings.maps if m.instability)
 
 
-def _instability(settings: Settings, spec: GridSpec) -> tuple[tuple[str, str], ...]:
+def true_colour(settings: Settings) -> bool:
+    """Whether the store keeps true colours: asked for, and a sensor has them."""
+    return settings.store.true_colour and not set(settings.inputs.sensors).isdisjoint(colours.BANDS)
+
+
+def _instability(settings: Settings, spec: GridSpec, calibration: Calibration) -> tuple[tuple[str, str], ...]:
     """(layer, version) of the layers that say how sure the windows are: they belong to what a tile is asked for.
 
     Raises:
-        ConfigError: The windows do not overlap, or a map has the name of such a layer.
+        ConfigError: The windows do not overlap, or the quantiser has no frozen step.
     """
     from pipeline.encode import instability  # noqa: PLC0415
 
     layers = layout.instability_layers(unsure_maps(settings))
     if not layers:
         return ()
-    instability.check(spec)
-    taken = {layer.name for layer in layers} & {m.name for m in settings.maps}
-    if taken:
-        raise ConfigError(f"maps are called {', '.join(sorted(taken))}, as a layer of maps.instability: rename them")
+    instability.check(spec, calibration)
     return tuple((layer.name, instability.VERSION) for layer in layers)
 
 
-def load_heads(settings: Settings, *, card: ModelCard, calibration: Calibration) -> tuple[tuple[str, Probe], ...]:
-    """The probes of ``maps:``, each checked to belong to this model and calibration."""
-    from pipeline.maps.probe import load  # noqa: PLC0415
+def load_heads(settings: Settings, *, card: ModelCard, calibration: Calibration) -> tuple[MapHead, ...]:
+    """What computes ``maps:``, each checked to belong to this model and calibration.
 
-    heads = tuple((m.name, load(m.head)) for m in settings.maps)
-    for _, probe in heads:
-        probe.check(calibration_hash=calibration.hash, model_sha256=card.sha256)
+    Raises:
+        InvalidInputError: A file is missing, damaged or of another store.
+        ConfigError: A regression with bands of classes, or a map with the name of another map's band.
+    """
+    from pipeline.maps.heads import load  # noqa: PLC0415
+
+    heads = tuple(MapHead(name=m.name, head=load(m.head), bands=wanted_bands(m)) for m in settings.maps)
+    unsure = unsure_maps(settings)
+    for head in heads:
+        head.head.check(calibration_hash=calibration.hash, model_sha256=card.sha256)
+        if head.name in unsure and not head.has_classes:
+            raise ConfigError(no_classes(head.name, ("instability",)))
+    layers = [layer.name for head in heads for layer in head.layers]
+    layers += [layer.name for layer in layout.instability_layers(unsure)]
+    twice = sorted({name for name in layers if layers.count(name) > 1})
+    if twice:
+        raise ConfigError(f"maps are called {', '.join(twice)}, as a band of another map: rename them")
     return heads
 
 
@@ -272,7 +303,7 @@ def grid_of(
         window_px=window,
         overlap_px=overlap,
         tile_px=tile_px,
-        token_px=encode.token_px(card.dims),
+        token_px=encode.token_px(card.dims if calibration is None else calibration.bands),
         stitch=stitch,
         dense=encode.dense,
     )
@@ -394,7 +425,7 @@ def _domains_of(
         patch_px=encode.patch_px,
         tile_px=tile_px,
         device=device,
-        token_px=encode.token_px(card.dims),
+        token_px=encode.token_px(card.dims if calibration is None else calibration.bands),
         box_px=box,
         core_px=None if encode.core_px == "auto" else encode.core_px,
         halo_px=halo,
@@ -405,7 +436,8 @@ def _domains_of(
     return spec, "\n".join(part for part in (text, said) if part)
 
 
-def _tile_px(settings: Settings, *, device: str, stitch: str) -> int:
+def tile_px_of(settings: Settings, *, device: str, stitch: str) -> int:
+    """Side of a tile: as set, else what fits the device and the way of stitching."""
     if settings.store.tile_px != "auto":
         return settings.store.tile_px
     if device == "cuda":
@@ -414,34 +446,69 @@ def _tile_px(settings: Settings, *, device: str, stitch: str) -> int:
 
 
 def _calibration(settings: Settings, model: Checkpoint, *, note: Callable[[str], None]) -> Calibration:
-    from pipeline.encode import quantize  # noqa: PLC0415
+    """What the store is quantised by: from the file named, or made here as ``store.quantiser`` says.
 
-    sensors, patch_px = settings.inputs.sensors, settings.encode.patch_px
+    Raises:
+        ConfigError: The file does not fit the model or the settings, or the quantiser does not fit the model.
+    """
+    from pipeline.encode import calibration as making  # noqa: PLC0415
+
+    sensors, patch_px, quantiser = settings.inputs.sensors, settings.encode.patch_px, settings.store.quantiser
     if settings.store.calibration != "auto":
-        return quantize.load_calibration(
-            settings.store.calibration, card=model.card, patch_px=patch_px, sensors=sensors
+        given = making.load_calibration(
+            settings.store.calibration, card=model.card, patch_px=patch_px, sensors=sensors, quantiser=quantiser
         )
-    kept = _kept_calibration(str(settings.output), card=model.card, patch_px=patch_px, sensors=sensors)
+        _check_basis(given, settings.store.calibration)
+        return given
+    if not making.needs_sample(quantiser):
+        return making.formula(quantiser, card=model.card, patch_px=patch_px, sensors=sensors)
+    making.method_of(quantiser, dims=model.card.dims)
+    kept = _kept_calibration(
+        str(settings.output), card=model.card, patch_px=patch_px, sensors=sensors, quantiser=quantiser
+    )
     if kept is not None:
         return kept
     note("deriving a provisional int8 calibration from the weights and the packaged simulated sample")
-    return provisional(model, patch_px=patch_px, sensors=sensors)
+    return provisional(model, patch_px=patch_px, sensors=sensors, quantiser=quantiser)
 
 
-def _kept_calibration(output: str, *, card: ModelCard, patch_px: int, sensors: tuple[str, ...]) -> Calibration | None:
-    """The provisional calibration of the plan that ``output`` holds, if it is of this model, patch and sensors."""
+def _check_basis(calibration: Calibration, path: str) -> None:
+    """Refuse a file whose frozen colours would stop the pictures, when everything has been computed.
+
+    Raises:
+        ConfigError: The colours are damaged, or of other vectors.
+    """
+    if not calibration.basis:
+        return
+    try:
+        dims = len(preview.Basis.from_json(calibration.basis).mean)
+    except InvalidInputError as err:
+        raise ConfigError(f"calibration {path}: {err}: make it anew with 'earthpress calibrate'") from err
+    if dims != calibration.bands:
+        raise ConfigError(
+            f"calibration {path} has colours of {dims} dimensions, its vectors have {calibration.bands}: make it anew "
+            "with 'earthpress calibrate'"
+        )
+
+
+def _kept_calibration(
+    output: str, *, card: ModelCard, patch_px: int, sensors: tuple[str, ...], quantiser: str
+) -> Calibration | None:
+    """The provisional calibration of the plan that ``output`` holds, if it is of this model, patch and the like."""
     plan = _kept_plan(output, card=card)
     if plan is None or not plan.calibration.provisional:
         return None
     kept = plan.calibration
-    wanted = (card.sha256, patch_px, card.output, sensors)
-    return kept if (kept.model_sha256, kept.patch_px, kept.output, kept.sensors) == wanted else None
+    wanted = (card.sha256, patch_px, card.output, sensors, quantiser)
+    return kept if (kept.model_sha256, kept.patch_px, kept.output, kept.sensors, kept.quantiser) == wanted else None
 
 
-def _kept_numerics(output: str, *, card: ModelCard) -> Numerics | None:
-    """The numerics class of the plan that ``output`` holds: what was measured once is not measured again."""
-    plan = _kept_plan(output, card=card)
-    return plan.numerics if plan else None
+def _kept_numerics(settings: Settings, *, card: ModelCard) -> Numerics | None:
+    """The numerics class of the output's plan or of the store it joins: what was measured is not measured again."""
+    from pipeline.run import joining  # noqa: PLC0415
+
+    plan = _kept_plan(str(settings.output), card=card)
+    return plan.numerics if plan else joining.kept_numerics(settings.store.path, card=card)
 
 
 def _kept_plan(output: str, *, card: ModelCard) -> Plan | None:
@@ -452,25 +519,37 @@ def _kept_plan(output: str, *, card: ModelCard) -> Plan | None:
     return plan if (plan.model.sha256, plan.model.config) == (card.sha256, card.config) else None
 
 
-def provisional(model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...] = S2_ONLY) -> Calibration:
+def provisional(
+    model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...] = S2_ONLY, quantiser: str = "linear"
+) -> Calibration:
     """A calibration from the weights and the packaged simulated sample only, always by the same float32 encoder.
 
     Independent of the request: fixed dates, fixed windows, eager float32 on the CPU, so that every store of one model
-    and patch gets the same scales.
-    """
-    from pipeline.encode import quantize  # noqa: PLC0415
+    and patch gets the same scales. Components of ``pca:K`` may differ in their last digit on another machine: stores
+    that several machines write need a file.
 
-    return quantize.calibrate(
-        _sample_vectors(model, patch_px=patch_px, sensors=sensors),
+    Raises:
+        ConfigError: More components than dimensions.
+    """
+    from pipeline.encode import calibration as making  # noqa: PLC0415
+
+    samples = [
+        making.Sample.of([vectors], dims=model.card.dims)
+        for vectors in sample_vectors(model, patch_px=patch_px, sensors=sensors)
+    ]
+    return making.calibrate(
+        making.Sample.merged(samples),
+        quantiser,
         card=model.card,
         patch_px=patch_px,
-        source=f"packaged simulated sample, {CALIBRATION_PERIODS} periods, float32",
+        source=PROVISIONAL,
         provisional=True,
         sensors=sensors,
     )
 
 
-def _sample_vectors(model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
+def sample_vectors(model: Checkpoint, *, patch_px: int, sensors: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
+    """(sample, dim) float32 vectors of every place of the packaged simulated sample, in its order."""
     from pipeline.encode.session import Session  # noqa: PLC0415
     from pipeline.simulate.stacks import calibration_stack_sets  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from pipeline.plan.planner import load_plan
-from pipeline.run import class_maps, ground, quicklooks, seam_report
+from pipeline.run import finalise, ground, quicklooks, seam_report
 from pipeline.run.catalogue import catalog_of
 from pipeline.run.folder import store_of
 from pipeline.run.page_content import write_report
@@ -26,17 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-PUBLISHED = 1
+PUBLISHED = 2
 """Version of what publish makes; raised when its pictures change."""
 
 
-def publish(output: str, *, maps: Sequence[str] = (), map_pngs: Sequence[str] = ()) -> Published:
-    """Make quicklooks, map GeoTIFFs, seam scores, a STAC catalogue and the report page of what ``output`` holds.
+def publish(output: str) -> Published:
+    """Make quicklooks, the files of maps, seam scores, a STAC catalogue and the report page of what ``output`` holds.
 
     Args:
         output: The folder.
-        maps: COGs that were just made beside (``map_store``); they and their PNGs are listed from now on.
-        map_pngs: Their PNGs.
 
     Raises:
         InvalidInputError: There is no plan.
@@ -45,7 +43,15 @@ def publish(output: str, *, maps: Sequence[str] = (), map_pngs: Sequence[str] = 
     plan = load_plan(output)
     tiles = ground.committed(plan)
     made = _kept(plan, tiles) or _pictures(plan, tiles)
-    made = replace(made, maps=_merged(made.maps, maps), pictures=_merged(made.pictures, map_pngs))
+    done = finalise.bring(plan)
+    made = replace(
+        made,
+        maps=done.of("cogs"),
+        pictures=done.of("pictures"),
+        virtuals=done.of("virtuals"),
+        areas=done.of("areas"),
+        mosaics=tuple(mosaic.path for mosaic in done.mosaics),
+    )
     found = seam_report.measured(plan, tiles)
     root = Path(plan.output)
     made = replace(made, seams=str(root / seam_report.SEAMS_FILE), seam_faults=seam_report.over_limit(plan, found))
@@ -54,10 +60,6 @@ def publish(output: str, *, maps: Sequence[str] = (), map_pngs: Sequence[str] = 
     _remember(plan, tiles, made)
     write_report(plan, made, found)
     return made
-
-
-def _merged(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*old, *new)))
 
 
 def _state(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> str:
@@ -71,7 +73,7 @@ def _kept(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Published | None
         same = record["state"] == _state(plan, tiles) and record["output"] == plan.output
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    files = (*made.quicklooks, *made.maps, *made.pictures)
+    files = (*made.quicklooks, *made.true_colours, *made.observations)
     return made if same and all(Path(f).is_file() for f in files) else None
 
 
@@ -82,19 +84,13 @@ def _remember(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]], made: Published
 
 def _pictures(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Published:
     places = [tile for tile, _ in tiles]
-    looks = quicklooks.quicklooks(plan, places)
-    cogs: list[str] = []
-    pngs: list[str] = []
-    for made in (*class_maps.store_maps(plan), *class_maps.kept_maps(plan)):
-        files, images = class_maps.publish_map(plan, places, made)
-        cogs += files
-        pngs += images
+    looks = quicklooks.publish_looks(plan, places)
     root = Path(plan.output)
     return Published(
         store=store_of(plan),
         page=str(root / "report.html"),
         ledger=str(root / "ledger"),
-        quicklooks=looks,
-        maps=tuple(cogs),
-        pictures=tuple(pngs),
+        quicklooks=looks.quicklooks,
+        true_colours=looks.true_colours,
+        observations=looks.observations,
     )

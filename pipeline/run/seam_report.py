@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from pipeline.codes import valid_of
 from pipeline.run.folder import settings_of, store_of
+from pipeline.run.stored import Stored
 from pipeline.types import CELL_PX, NODATA_CODE, PIXEL_M, Box, Plan, Reason, Receipt, Tile, content_hash
 from pipeline.write import durable, page, preview, seam_picture, seams, store
-from pipeline.write.layout import chunk_px, shard_px
+from pipeline.write.layout import chunk_px, shard_of, shard_px
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -207,14 +209,7 @@ def section(plan: Plan, found: Seams, basis: preview.Basis | None) -> page.SeamS
 
 
 def border_score(
-    path: str | Path,
-    tiles: Sequence[Tile],
-    *,
-    zone: int,
-    scale: NDArray[np.float32],
-    token: int = 1,
-    segment: int = seams.SEGMENT_PX,
-    time_index: int = 0,
+    held: Stored, tiles: Sequence[Tile], *, zone: int, token: int = 1, segment: int = seams.SEGMENT_PX
 ) -> seams.Score | None:
     """Steps from the last vectors of ``zone`` to the first of the next zone in the east, over steps just beside.
 
@@ -222,21 +217,19 @@ def border_score(
     only some are.
 
     Args:
-        path: The store.
+        held: The store.
         tiles: Committed tiles of ``zone``.
         zone: The western zone.
-        scale: (dim,) value of one code step.
         token: Vectors of a token along an axis.
         segment: Rows that are averaged.
-        time_index: Time step.
 
     Returns:
         The score; None where the zones do not meet, or not along enough rows.
     """
     pairs = [
         pair
-        for rows in _border_rows(path, tiles, zone=zone, segment=segment)
-        if (pair := _border_segment(path, rows, scale=scale, token=token, time_index=time_index)) is not None
+        for rows in _border_rows(held.place, tiles, zone=zone, segment=segment)
+        if (pair := _border_segment(held, rows, token=token)) is not None
     ]
     steps, base = (np.array([p[k] for p in pairs], np.float32) for k in (0, 1))
     middle = pairs[len(pairs) // 2][2] if pairs else (zone, 0, 0)
@@ -254,25 +247,26 @@ def _kept(path: Path, state: str) -> Seams | None:
 
 
 def _measure(plan: Plan, tiles: Sequence[Tile]) -> Seams:
-    grid, dims = plan.grid, plan.model.dims
-    scale = np.asarray(plan.calibration.scale, np.float32)
-    path = store_of(plan)
-    step = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
-    bands, read = chosen(tiles, dims=dims, token_px=grid.token_px)
+    grid, held = plan.grid, Stored.of(plan)
+    bands, read = chosen(
+        tiles,
+        dims=plan.calibration.bands,
+        token_px=grid.token_px,
+        itemsize=np.dtype(plan.calibration.dtype).itemsize,
+    )
     segment = seams.segment_of(grid.token_px)
-    strips = [_strip(path, band, scale=scale, segment=segment, time_index=step) for band in bands]
-    shard = shard_px(dims, tile_px=grid.tile_px // grid.token_px)
-    scores = seams.measure(strips, seams.lattices(grid, shard=shard))
+    strips = [_strip(held, band, segment=segment) for band in bands]
+    scores = seams.measure(strips, seams.lattices(grid, shard=shard_of(plan.calibration, grid)))
     token = max(1, grid.step_px // grid.token_px)
     for zone in sorted({tile.zone for tile in tiles}):
         own = [tile for tile in tiles if tile.zone == zone]
-        found = border_score(path, own, zone=zone, scale=scale, token=token, segment=segment, time_index=step)
+        found = border_score(held, own, zone=zone, token=token, segment=segment)
         scores += (found,) if found is not None else ()
     return Seams(scores=scores, anisotropy=seams.anisotropy(strips), strips=len(strips), read=read)
 
 
-def chosen(tiles: Sequence[Tile], *, dims: int, token_px: int) -> tuple[tuple[Band, ...], float]:
-    """The strips that are read, and the share of the vectors in them; decided by the tiles alone.
+def chosen(tiles: Sequence[Tile], *, dims: int, token_px: int, itemsize: int = 1) -> tuple[tuple[Band, ...], float]:
+    """The strips that are read, and the share of the vectors in them; decided by the tiles and the size of a vector.
 
     Everything up to ``FULL_BYTES``; else strips of ``RUN_PX`` that are spread evenly over all of both axes.
     """
@@ -280,13 +274,14 @@ def chosen(tiles: Sequence[Tile], *, dims: int, token_px: int) -> tuple[tuple[Ba
         return (), 0.0
     side = tiles[0].tile_px // token_px
     # whole chunks, which are decoded whole, and at least one segment
-    width = min(side, max(chunk_px(dims, shard=shard_px(dims, tile_px=side)), seams.segment_of(token_px)))
-    whole = len(tiles) * side * side * dims <= FULL_BYTES
+    shard = shard_px(dims, tile_px=side, itemsize=itemsize)
+    width = min(side, max(chunk_px(dims, shard=shard, itemsize=itemsize), seams.segment_of(token_px)))
+    whole = len(tiles) * side * side * dims * itemsize <= FULL_BYTES
     picked: list[Band] = []
     for axis in seams.AXES:
         boxes = _runs(tiles, axis=axis, token_px=token_px, width=width, cut=not whole)
         bands = [Band(axis, box) for box in boxes]
-        picked += bands if whole else _spread(bands, SAMPLE_BYTES // dims)
+        picked += bands if whole else _spread(bands, SAMPLE_BYTES // (dims * itemsize))
     total = 2 * len(tiles) * side * side
     return tuple(picked), sum(band.vectors for band in picked) / total
 
@@ -338,40 +333,33 @@ def _cut(start: int, stop: int, length: int) -> Iterator[tuple[int, int]]:
             yield low, high
 
 
-def _strip(path: str | Path, band: Band, *, scale: NDArray[np.float32], segment: int, time_index: int) -> seams.Strip:
+def _strip(held: Stored, band: Band, *, segment: int) -> seams.Strip:
     """Read a band piece by piece and keep only its steps."""
     down = band.axis == "row"
     first, length, width = (
         (band.box.row, band.box.height, band.box.width) if down else (band.box.col, band.box.width, band.box.height)
     )
-    most = max(width, PIECE_BYTES // (width * len(scale)))
+    unit = held.unit
+    each = len(unit) if held.calibration.scale else 2 * unit.nbytes  # what is stored, and float32
+    most = max(width, PIECE_BYTES // (width * each))
     pieces = []
     for at in range(first, first + length - 1, most):
         count = min(most + 1, first + length - at)
         box = replace(band.box, row=at, height=count) if down else replace(band.box, col=at, width=count)
-        codes = _codes(path, box, time_index)
+        found = held.steps(box)
         pieces.append(
             seams.strip(
-                codes,
-                codes[0] != NODATA_CODE,
+                found,
+                valid_of(found),
                 axis=band.axis,
                 first=at,
                 along=box.col if down else box.row,
                 zone=box.zone,
-                scale=scale,
+                scale=unit,
                 segment=segment,
             )
         )
     return seams.join(pieces)
-
-
-def _codes(path: str | Path, box: Box, time_index: int) -> NDArray[np.int8]:
-    """(dim, row, col) codes of a box inside the store's extent."""
-    return store.read_box(path, box, "embeddings", time_index=time_index)
-
-
-def _reasons(path: str | Path, box: Box, time_index: int) -> NDArray[np.uint8]:
-    return store.read_box(path, box, "reason", time_index=time_index)
 
 
 def _border_rows(path: str | Path, tiles: Sequence[Tile], *, zone: int, segment: int) -> list[Box]:
@@ -404,14 +392,12 @@ def _next(zone: int) -> int:
     return zone % 60 + 1
 
 
-def _border_segment(
-    path: str | Path, box: Box, *, scale: NDArray[np.float32], token: int, time_index: int
-) -> tuple[float, float, tuple[int, int, int]] | None:
+def _border_segment(held: Stored, box: Box, *, token: int) -> tuple[float, float, tuple[int, int, int]] | None:
     """(step across the border, step beside it, place) of one segment; None where too few vectors are neighbours."""
     from pyproj import Transformer  # noqa: PLC0415
 
-    here = _codes(path, box, time_index)
-    rows, last = _ends(here[0] != NODATA_CODE, _reasons(path, box, time_index), token)
+    here, unit = held.steps(box), held.unit
+    rows, last = _ends(valid_of(here), held.layer(box, "reason"), token)
     if not len(rows):
         return None
     res, cols = float(box.res_m), last
@@ -423,13 +409,13 @@ def _border_segment(
         (to_col + 0.5) * res, -(to_row + 0.5) * res
     )
     near = np.abs(np.hypot(np.asarray(bx) - x, np.asarray(by) - y) / res - 1) <= NEAR_PX
-    over = _points(path, to_row, to_col, zone=_next(box.zone), res_m=box.res_m, time_index=time_index)
-    near &= over[0] != NODATA_CODE
+    over = _points(held, to_row, to_col, zone=_next(box.zone), res_m=box.res_m)
+    near &= valid_of(over)
     if 4 * near.sum() < box.height:
         return None
     rows, cols, over = rows[near], cols[near], over[:, near]
-    across = _mean_step(over, here[:, rows, cols], scale)
-    beside = np.mean([_mean_step(here[:, rows, cols - k], here[:, rows, cols - k - 1], scale) for k in range(token)])
+    across = _mean_step(over, here[:, rows, cols], unit)
+    beside = np.mean([_mean_step(here[:, rows, cols - k], here[:, rows, cols - k - 1], unit) for k in range(token)])
     return across, float(beside), (box.zone, box.row + int(rows[len(rows) // 2]), box.col + int(cols[len(cols) // 2]))
 
 
@@ -444,11 +430,9 @@ def _ends(valid: NDArray[np.bool_], reason: NDArray[np.uint8], token: int) -> tu
     return rows, last[rows]
 
 
-def _points(
-    path: str | Path, rows: NDArray[np.int_], cols: NDArray[np.int_], *, zone: int, res_m: int, time_index: int
-) -> NDArray[np.int8]:
-    """(dim, point) codes at lattice places of a zone; nodata beyond its extent."""
-    extent = next(box for box in store.zones(path) if box.zone == zone)
+def _points(held: Stored, rows: NDArray[np.int_], cols: NDArray[np.int_], *, zone: int, res_m: int) -> NDArray[Any]:
+    """(band, point) ``Stored.steps`` at lattice places of a zone; nodata beyond its extent."""
+    extent = next(box for box in store.zones(held.place) if box.zone == zone)
     row, col = int(rows.min()), int(cols.min())
     box = Box(
         zone=zone, res_m=res_m, row=row, col=col, height=int(rows.max()) - row + 1, width=int(cols.max()) - col + 1
@@ -456,14 +440,15 @@ def _points(
     part = box.intersect(extent)
     if part is None:
         return np.full((1, len(rows)), NODATA_CODE, np.int8)
-    codes = _codes(path, part, time_index)
+    steps = held.steps(part)
     inside = (rows >= part.row) & (rows < part.row_stop) & (cols >= part.col) & (cols < part.col_stop)
-    found = codes[:, np.where(inside, rows - part.row, 0), np.where(inside, cols - part.col, 0)]
-    return np.where(inside, found, np.int8(NODATA_CODE))
+    found = steps[:, np.where(inside, rows - part.row, 0), np.where(inside, cols - part.col, 0)]
+    found[:, ~inside] = NODATA_CODE if found.dtype == np.int8 else np.nan
+    return found
 
 
-def _mean_step(a: NDArray[np.int8], b: NDArray[np.int8], scale: NDArray[np.float32]) -> float:
-    return float((np.abs(a.astype(np.float32) - b) * scale[:, None]).mean())
+def _mean_step(a: NDArray[Any], b: NDArray[Any], unit: NDArray[np.float32]) -> float:
+    return float((np.abs(a.astype(np.float32) - b) * unit[:, None]).mean())
 
 
 def _what(score: seams.Score) -> str:
@@ -510,9 +495,7 @@ def _picture(plan: Plan, worst: seams.Score, basis: preview.Basis) -> page.Pictu
         height=height,
         width=width,
     )
-    step = store.time_index(path, plan.periods[0].start, plan.periods[-1].end)
-    codes = _codes(path, box, step)
-    colours = preview.render(codes, np.asarray(plan.calibration.scale, np.float32), codes[0] != NODATA_CODE, basis)
+    colours = preview.render_coded(Stored.of(plan).coded(box), plan.calibration, basis)
     shown, times = seam_picture.enlarged(colours)
     at_row = (row - box.row) * times if worst.axis == "row" else None
     at_col = (col - box.col) * times if worst.axis != "row" else None

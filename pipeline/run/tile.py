@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.codes import CLIP_WARNING, SATURATES, Coded
 from pipeline.encode import assemble, instability, quantize, stitch
 from pipeline.errors import DataError
+from pipeline.maps.probe import Probe
 from pipeline.plan import grid
+from pipeline.read import colours
 from pipeline.types import (
     BLOCK_PX,
+    COLOUR_M,
     NO_CLEAR,
     PIXEL_M,
     Box,
@@ -39,8 +44,10 @@ if TYPE_CHECKING:
     from pipeline.account.meter import PeakMemory, StageClock
     from pipeline.encode.session import WindowFields
     from pipeline.encode.stitch import Head
-    from pipeline.maps.probe import Probe
+    from pipeline.run.map_layers import MapHead
     from pipeline.write.commit import Commits
+
+log = logging.getLogger(__name__)
 
 At = Callable[[str, str], None]
 """Called with (stage, tile id) when a tile passes a stage boundary: progress, and where tests kill the process."""
@@ -82,7 +89,8 @@ class Writer(Protocol):
         ...
 
 
-Maps = tuple[tuple[str, "NDArray[np.uint8]"], ...]
+Maps = tuple[tuple[str, "NDArray[Any]"], ...]
+"""(name of a layer, (row, col) uint8 or float32)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +103,10 @@ class TileContext:
         encoder: The warm encoder.
         writer: The store.
         commits: Attempts, intents and receipts.
-        heads: (map name, probe).
+        heads: Of the maps of the same pass.
         unsure: Names of the maps whose instability is written beside them.
+        max_clipped_pct: Per cent of a shard's values that may be clipped; above that the tile fails.
+        true_colour: Whether true colours are kept beside the vectors.
         clock: Thread-seconds by stage.
         memory: Peak memory.
         at: Called at every stage boundary.
@@ -107,11 +117,13 @@ class TileContext:
     encoder: Encoder
     writer: Writer
     commits: Commits
-    heads: tuple[tuple[str, Probe], ...]
+    heads: tuple[MapHead, ...]
     clock: StageClock
     memory: PeakMemory
     at: At
     unsure: tuple[str, ...] = ()
+    max_clipped_pct: float = 1.0
+    true_colour: bool = False
 
 
 def run_tile(
@@ -178,14 +190,19 @@ def finish(
 
     Floats stay on the encoder's device, one row of blocks (or core of a domain) at a time, so that those of a whole
     tile never exist at once; codes come to the host once.
+
+    Raises:
+        DataError: Vectors are not finite, or more of a shard's values lie beyond the codes than
+            ``context.max_clipped_pct``.
     """
     tile, spec = task.tile, context.grid
     box = spec.on_store(tile.box)
-    codes = quantize.TileCodes(box, context.calibration, like=fields.values)
+    shard = layout.shard_of(context.calibration, spec)
+    codes = quantize.TileCodes(box, context.calibration, like=fields.values, shard_px=shard)
     reason = np.full(box.shape, Reason.NOT_REQUESTED, np.uint8)
     n_obs = np.zeros(box.shape, np.uint8)
     failed_cells = {source.cell_id for stack in stacks for source in stack.sources if source.skipped}
-    for blocks, stitched in _stitched(task, fields, origins=origins, spec=spec):
+    for blocks, stitched in stitched_fields(task, fields, origins=origins, spec=spec):
         tokens = stitch.with_head(stitched, context.encoder.head)
         if not tokens.finite:
             raise DataError(f"tile {tile.id}, blocks {blocks}: the encoder gave values that are not finite")
@@ -199,19 +216,53 @@ def finish(
             cut = part.slices_in(box)
             reason[cut] = np.select([~own, valid], [Reason.OTHER_ZONE, Reason.VALID], missing)
             n_obs[cut] = np.where(own, seen, 0)
+    shares = codes.clipped_shards(reason == Reason.VALID)
+    _check_clipped(tile, shares, context=context)
+    stored = codes.to_host()
     result = Embedding(
-        codes=codes.to_host(),
+        codes=stored.codes,
+        pixel_scale=stored.pixel_scale,
         reason=reason,
         n_obs=n_obs,
         box=box,
         clipped=codes.clipped_share(reason == Reason.VALID),
+        clipped_shards=shares,
+        rms_error=codes.rms_error,
         quality=tuple(_quality(task, stack.quality) for stack in stacks if stack.quality is not None),
+        colours=_colours(task, stacks) if context.true_colour else None,
     )
     maps = _classified(task, result, context=context)
     return result, maps + _instability(task, fields, origins=origins, written=(result, maps), context=context)
 
 
-def _stitched(
+def _check_clipped(tile: Tile, shares: Sequence[tuple[int, int, float]], *, context: TileContext) -> None:
+    """Warn of a shard of which many values lie beyond the codes, and refuse one of which too many do.
+
+    Raises:
+        DataError: More than ``context.max_clipped_pct`` of a shard's values.
+    """
+    row, col, worst = max(shares, key=lambda place: place[2], default=(0, 0, 0.0))
+    if worst <= CLIP_WARNING and 100 * worst <= context.max_clipped_pct:
+        return
+    method = context.calibration.quantiser
+    if method in SATURATES:
+        done, way_out = "saturate", "store.quantiser=power (vectors at unit length) or linear"
+    else:
+        done = "are clipped"
+        way_out = (
+            "a calibration from a sample that holds such ground ('earthpress calibrate'), a store.quantiser that clips "
+            "nothing (per_pixel, power, float32)"
+        )
+    said = f"tile {tile.id}, shard ({row}, {col}): {worst:.2%} of its values {done} with store.quantiser={method}"
+    if 100 * worst > context.max_clipped_pct:
+        raise DataError(
+            f"{said}, more than store.max_clipped_pct={context.max_clipped_pct:g}: plan into another output with "
+            f"{way_out}, or plan again with a higher store.max_clipped_pct"
+        )
+    log.warning("%s: above %.1f %% the stored vectors may be too short; consider %s", said, 100 * CLIP_WARNING, way_out)
+
+
+def stitched_fields(
     task: Task, fields: WindowFields, *, origins: Sequence[tuple[int, int]], spec: GridSpec
 ) -> Iterator[tuple[tuple[tuple[int, int], ...], stitch.Field]]:
     """(blocks, the token field under them and the margin of interpolation), until all wanted blocks are there."""
@@ -263,6 +314,19 @@ def _quality(task: Task, quality: Quality) -> Quality:
     return Quality(box=box, clear_pct=clear, scenes=scenes, first_day=first_day)
 
 
+def _colours(task: Task, stacks: Sequence[Stack]) -> NDArray[np.uint8] | None:
+    """True colours of the wanted blocks, as ``Embedding`` has them; None where no sensor has any."""
+    stack = colours.colour_stack(stacks)
+    if stack is None:
+        return None
+    box = task.tile.box.cover(COLOUR_M)
+    out = np.zeros((len(stack.periods), 3, *box.shape), np.uint8)
+    for block in task.blocks:
+        part = task.tile.block_box(*block).cover(COLOUR_M)
+        out[:, :, *part.slices_in(box)] = colours.true_colours(stack, part) * grid.owned(part)
+    return out
+
+
 def _seen(stacks: Sequence[Stack], box: Box, token_px: int) -> NDArray[np.uint8]:
     """Periods in which a pixel of the store has an observation of any sensor, (row, col) uint8 over a 10 m box.
 
@@ -276,15 +340,16 @@ def _seen(stacks: Sequence[Stack], box: Box, token_px: int) -> NDArray[np.uint8]
 
 
 def _classified(task: Task, result: Embedding, *, context: TileContext) -> Maps:
-    """The classes of every map of the same pass; 255 outside the wanted blocks."""
-    scale = np.asarray(context.calibration.scale, np.float32)
-    layers = tuple((name, np.full(result.box.shape, 255, np.uint8)) for name, _ in context.heads)
+    """The layers of every map of the same pass; nodata outside the wanted blocks."""
+    wanted = [(head, [np.full(result.box.shape, own.fill, own.dtype) for own in head.layers]) for head in context.heads]
     for block in task.blocks:
         cut = context.grid.on_store(task.tile.block_box(*block)).slices_in(result.box)
         valid = result.reason[cut] == Reason.VALID
-        for (_, probe), (_, layer) in zip(context.heads, layers, strict=True):
-            layer[cut] = probe.classify(result.codes[:, *cut], scale, valid)
-    return layers
+        coded = _coded(result, cut)
+        for head, layers in wanted:
+            for layer, values in zip(layers, head.values(coded, context.calibration, valid), strict=True):
+                layer[cut] = values
+    return tuple((own.name, values) for head, layers in wanted for own, values in zip(head.layers, layers, strict=True))
 
 
 def _instability(
@@ -296,16 +361,15 @@ def _instability(
     context: TileContext,
 ) -> Maps:
     """What overlapping windows say against the written classes and vectors; 255 outside the wanted blocks."""
-    result, maps = written
+    result, classes_of = written[0], dict(written[1])
     heads = [
-        (probe, classes)
-        for (name, probe), (_, classes) in zip(context.heads, maps, strict=True)
-        if name in context.unsure
+        (own.name, own.head, classes_of[own.name])
+        for own in context.heads
+        if own.name in context.unsure and isinstance(own.head, Probe)
     ]
     if not heads:
         return ()
-    scale = np.asarray(context.calibration.scale, np.float32)
-    names = (*(layout.instability_of(name) for name, _ in context.heads if name in context.unsure), layout.SPREAD)
+    names = (*(layout.instability_of(name) for name, _, _ in heads), layout.SPREAD)
     layers = tuple((name, np.full(result.box.shape, instability.NODATA, np.uint8)) for name in names)
     for _, group in groupby(task.blocks, key=lambda block: block[0]):
         blocks = tuple(group)
@@ -318,7 +382,7 @@ def _instability(
                     box=box,
                     codes=result.codes[:, *cut],
                     valid=result.reason[cut] == Reason.VALID,
-                    classes=tuple(classes[cut] for _, classes in heads),
+                    classes=tuple(classes[cut] for _, _, classes in heads),
                     disagreement=tuple(layer[cut] for _, layer in layers[:-1]),
                     spread=layers[-1][1][cut],
                 )
@@ -331,14 +395,20 @@ def _instability(
             box=_token_box(task.tile, blocks, context.grid),
             head=context.encoder.head,
             calibration=context.calibration,
-            classifiers=[_classifier(probe, scale) for probe, _ in heads],
+            classifiers=[_classifier(probe, context.calibration) for _, probe, _ in heads],
             parts=parts,
         )
     return layers
 
 
-def _classifier(probe: Probe, scale: NDArray[np.float32]) -> instability.Classify:
-    return lambda codes, valid: probe.classify(codes, scale, valid)
+def _classifier(probe: Probe, calibration: Calibration) -> instability.Classify:
+    return lambda coded, valid: probe.classify(coded, calibration, valid)
+
+
+def _coded(result: Embedding, cut: tuple[slice, slice]) -> Coded:
+    """What was written to a part of a tile."""
+    scale = None if result.pixel_scale is None else result.pixel_scale[cut]
+    return Coded(codes=result.codes[:, *cut], pixel_scale=scale)
 
 
 def _receipt(
@@ -366,6 +436,9 @@ def _receipt(
         weights_sha256=calibration.model_sha256,
         valid_px=valid_px,
         clipped=result.clipped,
+        clipped_worst=max((share for _, _, share in result.clipped_shards), default=0.0),
+        clipped_shards=result.clipped_shards,
+        rms_error=result.rms_error,
     )
 
 

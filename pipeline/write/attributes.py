@@ -2,18 +2,24 @@
 
 Pure. Both CF (``grid_mapping`` + x/y cell centres) and proj/spatial are written, because no reader of today understands
 both: xarray + rioxarray and titiler need CF, GDAL >= 3.13 and the GeoZarr viewers look for the conventions.
+``geoemb`` is written as its tag v1 says.
 Sources: CF-1.11 sections 4, 5.6 and 7.1; https://github.com/zarr-conventions (proj, spatial; matched by UUID);
 https://github.com/geo-embeddings/embeddings-zarr-convention.
 """
 
 from __future__ import annotations
 
+import base64
+import importlib.metadata
+import math
+import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.types import NODATA_CODE, Reason
-from pipeline.write import quality
-from pipeline.write.layout import FORMAT_VERSION, MAP_FILL, identity
+from pipeline.codes import DEQUANTISE, RECONSTRUCT
+from pipeline.types import COLOUR_M, NODATA_CODE, Reason
+from pipeline.write import quality, true_colour
+from pipeline.write.layout import FORMAT_VERSION, MAP_FILL, PIXEL_SCALE, identity
 
 if TYPE_CHECKING:
     from pipeline.types import Box
@@ -27,7 +33,9 @@ PROVISIONAL_WARNING = (
     "PROVISIONAL CALIBRATION: the int8 scales were derived from the weights and a packaged simulated sample, not from "
     "a calibration file. Do not mix these codes with those of another calibration."
 )
-DEQUANTISE = "ds.embeddings.where(ds.embeddings != -128) * ds.scale"
+NAN_FILL = base64.standard_b64encode(struct.pack("<d", math.nan)).decode()
+"""``_FillValue`` of float arrays as xarray writes it into Zarr v3 (``xarray.backends.zarr.FillValueCoder``); it changes
+no value, and rioxarray then knows that NaN is nodata."""
 _TAG = "refs/tags/v0.1"
 _CONVENTIONS: tuple[dict[str, str], ...] = (
     {
@@ -48,10 +56,24 @@ _CONVENTIONS: tuple[dict[str, str], ...] = (
 _GEOEMB: dict[str, str] = {
     "name": "geoemb:",
     "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
-    "schema_url": "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/heads/main/schema.json",
-    "spec_url": "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/main/README.md",
-    "description": "Geospatial embeddings",
+    "schema_url": "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/tags/v1/schema.json",
+    "spec_url": "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
+    "description": "Geoembeddings convention for geospatial embedding arrays with model provenance",
 }
+
+
+METHODS = {
+    "linear": "linear_per_dimension",
+    "pca": "pca_linear",
+    "power": "signed_power_unit_length",
+    "power_raw": "signed_power",
+    "per_pixel": "per_pixel_scale",
+    "float16": "cast",
+    "float32": "",
+}
+"""``quantization.method`` of the convention and of the STAC catalogue; "": not quantised."""
+SCALED = ("linear", "pca")
+"""Methods with a scale of each band: the coordinate ``scale``."""
 
 
 def root_attributes(spec: StoreSpec) -> dict[str, Any]:
@@ -91,17 +113,14 @@ def array_attributes(name: str, spec: StoreSpec, extent: Box) -> dict[str, Any]:
         blocks = _spatial(extent.cover(quality.BLOCK_M), dims=quality.SPACE)
         mapping = {"grid_mapping": quality.GRID_MAPPING, "coordinates": "period_start period_end"}
         return quality.attributes(name) | common | blocks | mapping
+    if name == true_colour.NAME:
+        pixels = _spatial(extent.cover(COLOUR_M), dims=true_colour.SPACE)
+        mapping = {"grid_mapping": true_colour.GRID_MAPPING, "coordinates": "period_start period_end"}
+        return true_colour.attributes() | common | pixels | mapping
     if name == "embeddings":
-        own = {
-            "long_name": "embedding, int8 codes",
-            "units": "1",
-            "nodata": NODATA_CODE,
-            "valid_min": -127,
-            "valid_max": 127,
-            "coordinates": "scale",
-            "dequantise": DEQUANTISE,
-            **_labels(spec),
-        }
+        own = {**_embedding_attributes(spec), **_labels(spec)}
+    elif name == PIXEL_SCALE:
+        own = {"long_name": "value of one code step of the pixel", "units": "1", "_FillValue": NAN_FILL}
     elif name == "reason":
         own = {
             "long_name": "why a pixel has no embedding",
@@ -117,6 +136,20 @@ def array_attributes(name: str, spec: StoreSpec, extent: Box) -> dict[str, Any]:
     return {**own, **common}
 
 
+def _embedding_attributes(spec: StoreSpec) -> dict[str, Any]:
+    calibration = spec.calibration
+    what = "scores of principal components" if calibration.method == "pca" else "embedding"
+    own: dict[str, Any] = {"units": "1", "quantiser": calibration.quantiser}
+    if calibration.dtype == "int8":
+        own |= {"long_name": f"{what}, int8 codes", "nodata": NODATA_CODE, "valid_min": -127, "valid_max": 127}
+    else:
+        own |= {"long_name": what, "_FillValue": NAN_FILL}
+    if calibration.method in SCALED:
+        own["coordinates"] = "scale"
+    own["dequantise"] = DEQUANTISE[calibration.method]
+    return own | ({"reconstruct": RECONSTRUCT} if calibration.method == "pca" else {})
+
+
 def crs_attributes(extent: Box) -> dict[str, Any]:
     """Attributes of a grid mapping: CF with WKT, and GDAL's transform of the north-west corner of ``extent``."""
     from pyproj import CRS  # noqa: PLC0415
@@ -130,11 +163,14 @@ def _provenance(spec: StoreSpec) -> dict[str, Any]:
     calibration = spec.calibration
     return {
         "format": FORMAT_VERSION,
+        "software": software(),
         "recipe": spec.recipe,
         "trained": spec.model.trained,
         "model": asdict(spec.model),
         "calibration": {
             "hash": calibration.hash,
+            "quantiser": calibration.quantiser,
+            "method": calibration.method,
             "provisional": calibration.provisional,
             "source": calibration.source,
             "model_sha256": calibration.model_sha256,
@@ -161,22 +197,47 @@ def _labels(spec: StoreSpec) -> dict[str, Any]:
 
 def _geoemb(spec: StoreSpec) -> dict[str, Any]:
     model = spec.model
+    # The convention calls a vector of a region a chip and wants its size in pixels of the imagery: that is a token. It
+    # is for groups only, so arrays do not claim it.
+    side = spec.grid.token_px
+    layout: dict[str, Any] = {"geoemb:type": "pixel"}
+    if side > 1:
+        chips = {"layout_type": "regular_grid", "chip_size": [side, side], "stride": [side, side]}
+        layout = {"geoemb:type": "chip", "geoemb:chip_layout": chips}
     return {
-        "geoemb:type": "pixel",
+        **layout,
         "geoemb:dimensions": spec.dims,
         # A folder name would say something about a machine and nothing about the model; the hash identifies it.
         "geoemb:model": f"urn:olmoearth:{model.version}:{model.size}:sha256:{model.sha256}",
         "geoemb:source_data": list(spec.source_data) or ["unknown"],
-        "geoemb:data_type": "int8",
+        "geoemb:data_type": spec.calibration.dtype,
         "geoemb:gsd": spec.grid.pixel_m,
         "geoemb:spatial_layout": "utm_zones",
-        "geoemb:quantization": {
-            "method": "linear_per_dimension",
-            "original_dtype": "float32",
-            "quantized_dtype": "int8",
-            "description": f"value = code * scale(band), -128 is nodata: {DEQUANTISE}",
-        },
+        "geoemb:build_version": software(),
+        **_quantization(spec),
     }
+
+
+def software() -> str:
+    """Name and version of what makes the store."""
+    try:
+        return f"earthpress {importlib.metadata.version('earthpress')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "earthpress"
+
+
+def _quantization(spec: StoreSpec) -> dict[str, Any]:
+    """In the convention's words; it has none for a scale per dimension, which ``dequantise`` of the array says."""
+    calibration = spec.calibration
+    method = METHODS[calibration.method]
+    if not method:
+        return {}
+    own: dict[str, Any] = {"method": method, "original_dtype": "float32", "quantized_dtype": calibration.dtype}
+    if calibration.method == "pca":
+        own["scale"] = {"type": "scalar", "scale": calibration.scale[0]}
+    if calibration.method == "per_pixel":
+        own["scale"] = {"type": "array", "array_name": PIXEL_SCALE, "nodata": "NaN"}
+    return {"geoemb:quantization": own}
 
 
 def _spatial(extent: Box, *, dims: tuple[str, str] = ("y", "x")) -> dict[str, Any]:
@@ -195,7 +256,15 @@ def _spatial(extent: Box, *, dims: tuple[str, str] = ("y", "x")) -> dict[str, An
 
 
 def _map_attributes(layer: MapLayer) -> dict[str, Any]:
-    attrs: dict[str, Any] = {"long_name": layer.title or layer.name, "nodata": MAP_FILL}
+    attrs: dict[str, Any] = {"long_name": layer.title or layer.name}
+    if layer.dtype == "uint8":  # NaN says itself, and JSON has no word for it
+        attrs["nodata"] = MAP_FILL
+    else:
+        attrs["_FillValue"] = NAN_FILL
+    if layer.units:
+        attrs["units"] = layer.units
+    if layer.fitted_range:  # not CF's valid_range: readers would mask what lies outside
+        attrs["fitted_range"] = list(layer.fitted_range)
     if layer.classes:
         attrs |= {
             "flag_values": [c[0] for c in layer.classes],

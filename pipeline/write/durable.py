@@ -42,7 +42,10 @@ def local_path(path: str | Path) -> Path:
         text = text.removeprefix("file://")
     if "://" in text:
         scheme = text.split("://", 1)[0]
-        raise OutputError(f"output {scheme}://... cannot be written directly: use a folder and copy it when it is done")
+        raise OutputError(
+            f"output {scheme}://... cannot be written directly: use a folder of this machine; only the embedding "
+            "store may lie elsewhere (store.path)"
+        )
     return Path(text).absolute()
 
 

@@ -26,7 +26,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError
-from pipeline.write import durable
+from pipeline.write import durable, true_colour
 from pipeline.write.layout import arrays, union, zone_name
 from pipeline.write.zones import build_zone, consolidate, read_extent, read_periods, read_times, sync_tree
 
@@ -69,7 +69,11 @@ def grow(root: Path, spec: StoreSpec, *, at: Checkpoint = durable.passed) -> boo
         OutputError: The file system has no hard links or the folder cannot be written.
     """
     present = zones_of(root)
-    merged = _merged_times(root, present, spec)
+    zone, (_, known) = max(present.items(), key=lambda item: len(item[1][1]))
+    group = zarr.open_group(LocalStore(root / zone_name(zone), read_only=True), mode="r", use_consolidated=False)
+    merged = merged_times(root.name, known, read_periods(group), spec)
+    # Layers that are no part of a store's identity stay as they are: objects of layers left out would be lost.
+    merged = with_changes(merged, true_colour=true_colour.NAME in group)
     times = merged.times
     wanted = {box.zone: box for box in spec.boxes}
     changed: list[tuple[Box, Box | None]] = []
@@ -149,21 +153,25 @@ def drop_partial(root: Path) -> None:
                 (root / base / name).unlink(missing_ok=True)
 
 
-def _merged_times(
-    root: Path, present: dict[int, tuple[Box, tuple[tuple[datetime, datetime], ...]]], spec: StoreSpec
+def merged_times(
+    name: str,
+    known: tuple[tuple[datetime, datetime], ...],
+    held: tuple[tuple[Period, ...], ...],
+    spec: StoreSpec,
 ) -> StoreSpec:
-    """``spec`` with the time steps of the store and its own, and the periods of both.
+    """``spec`` with the time steps ``known`` of a store, which have the periods ``held``, and its own.
 
     Steps are only appended: an index that a receipt or a reader holds stays what it was.
+
+    Raises:
+        OutputError: A step has other periods in the store.
     """
-    zone, (_, known) = max(present.items(), key=lambda item: len(item[1][1]))
-    held = read_periods(zarr.open_group(LocalStore(root / zone_name(zone), read_only=True), mode="r"))
     wanted = dict(zip(spec.times, spec.steps, strict=True))
     for step, periods in zip(known, held, strict=True):
         own, asked = (_edges(some) for some in (periods, wanted.get(step, periods)))
         if own != asked:
             raise OutputError(
-                f"store {root.name}: step {step[0]:%Y-%m-%d}..{step[1]:%Y-%m-%d} has the periods {own}, the run has "
+                f"store {name}: step {step[0]:%Y-%m-%d}..{step[1]:%Y-%m-%d} has the periods {own}, the run has "
                 f"{asked}: use another output"
             )
     fresh = tuple(step for step in spec.times if step not in known)

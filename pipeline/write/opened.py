@@ -6,55 +6,65 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import zarr
-from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError
-from pipeline.write import durable, growth
+from pipeline.write import growth
 from pipeline.write.layout import zone_name
+from pipeline.write.place import LocalPlace
 from pipeline.write.zones import read_extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pipeline.types import Box
-
-
-def lock_file(root: Path) -> Path:
-    """Beside the store, so that the store holds nothing but Zarr."""
-    return root.with_name(f"{root.name}.lock")
+    from pipeline.write.place import ObjectPlace
 
 
 @contextlib.contextmanager
-def shared(root: Path) -> Iterator[None]:
+def shared(place: LocalPlace | ObjectPlace) -> Iterator[None]:
     """Use a store that no other process is growing."""
-    require(root)
-    with durable.locked(lock_file(root), exclusive=False):
-        if growth.unfinished(root):
+    if not isinstance(place, LocalPlace):
+        yield  # every request counts there: whether there is a store is seen when its zone is opened
+        return
+    require(place)
+    with place.shared():
+        if growth.unfinished(place.root):
             raise OutputError(
-                f"growth of store {root.name} was interrupted: run the plan again (create_store finishes it)"
+                f"growth of store {place.name} was interrupted: run the plan again (create_store finishes it)"
             )
         yield
 
 
-def require(root: Path) -> None:
-    """Refuse a folder that is not a store.
+def require(place: LocalPlace | ObjectPlace) -> None:
+    """Refuse a place that holds no store.
 
     Raises:
         OutputError: There is none.
     """
-    if not (root / "zarr.json").is_file():
-        raise OutputError(f"there is no store at {root}")
+    if place.size("zarr.json") is None:
+        raise OutputError(f"there is no store at {place}")
 
 
-def open_zone(root: Path, zone: int) -> tuple[Any, Box]:
+def open_zone(place: LocalPlace | ObjectPlace, zone: int) -> tuple[Any, Box]:
     """The zone's group, read-only, and the box under its arrays, in their pixels.
 
     Raises:
         OutputError: The store does not have the zone.
     """
-    if not (root / zone_name(zone) / "zarr.json").is_file():
-        raise OutputError(f"store {root.name} has no zone {zone}: create_store with its extent first")
-    store = LocalStore(root, read_only=True)
-    group = zarr.open_group(store, path=zone_name(zone), mode="r", use_consolidated=False)
+    try:
+        group = zarr.open_group(
+            place.zarr(), path=zone_name(zone), mode="r", zarr_format=3, use_consolidated=consolidated(place)
+        )
+    except FileNotFoundError:
+        require(place)
+        raise OutputError(f"store {place.name} has no zone {zone}: create_store with its extent first") from None
     return group, read_extent(group, zone)
+
+
+def consolidated(place: LocalPlace | ObjectPlace) -> bool:
+    """Whether a zone is read through its consolidated metadata.
+
+    In an object store that is the one object that says what the zone is: it is replaced last when a store grows.
+    In a folder all files of a zone are exchanged together.
+    """
+    return not place.is_local

@@ -11,10 +11,11 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import codes
 from pipeline.errors import InvalidInputError
 from pipeline.write import durable
 
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageDraw, ImageFont
 
+    from pipeline.codes import Coded
+    from pipeline.types import Calibration
+
 MAX_SIDE_PX = 2000
 NODATA_CLASS = 255
+GAMMA = 1.6
+"""Of true colours: land reflects 3 to 15 per cent, which would be almost black beside clouds."""
+RAMP = (
+    "#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6dcd59", "#b4de2c", "#fde725"
+)  # fmt: skip
+"""Viridis (van der Walt and Smith, matplotlib 2.0) at ten even places."""
 _PERCENTILES = (2.0, 98.0)
 """Ends of the stretch: the usual 2 % cut keeps single bright pixels from flattening the picture."""
 _CHUNK_PX = 65_536
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
-_MIN_WIDTH_PX = 640
+MIN_WIDTH_PX = 640
 """Narrower pictures are enlarged by whole pixels, so that title and legend stay readable."""
 _INK, _MUTED, _PAPER, _ALARM = "#1c2430", "#5a6676", "#ffffff", "#b3261e"
 
@@ -92,16 +102,18 @@ def pca_basis(samples: NDArray[np.float32]) -> Basis:
     """Principal components of a sample, with signs fixed so that the same sample always gives the same colours.
 
     Args:
-        samples: (n, dim) float32, dequantised vectors of valid pixels; some ten thousand are plenty.
+        samples: (n, dim) float32, decoded vectors of valid pixels; some ten thousand are plenty. Of fewer than three
+            dimensions the other colours are mid grey.
 
     Raises:
-        InvalidInputError: Fewer than 3 dimensions or 4 vectors, or values that are not finite.
+        InvalidInputError: Fewer than 4 vectors, or values that are not finite.
     """
-    if samples.ndim != 2 or samples.shape[0] < 4 or samples.shape[1] < 3:
-        raise InvalidInputError(f"a colour basis needs at least 4 vectors of 3 dimensions, got {samples.shape}")
+    if samples.ndim != 2 or samples.shape[0] < 4 or samples.shape[1] < 1:
+        raise InvalidInputError(f"a colour basis needs at least 4 vectors, got {samples.shape}")
     if not np.isfinite(samples).all():
         raise InvalidInputError("the sample of a colour basis holds NaN or infinite numbers: use valid pixels only")
-    x = samples.astype(np.float64)
+    dims = samples.shape[1]
+    x = np.pad(samples.astype(np.float64), ((0, 0), (0, max(0, 3 - dims))))
     mean = x.mean(axis=0)
     variances, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False))
     components = vectors[:, ::-1][:, :3].T
@@ -113,8 +125,8 @@ def pca_basis(samples: NDArray[np.float32]) -> Basis:
     low, high = np.where(flat, -1.0, low), np.where(flat, 1.0, high)
     total = max(float(variances.sum()), 1e-30)
     return Basis(
-        mean=tuple(mean.tolist()),
-        components=tuple(tuple(row) for row in components.tolist()),
+        mean=tuple(mean[:dims].tolist()),
+        components=tuple(tuple(row) for row in components[:, :dims].tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         explained=tuple((np.maximum(variances[::-1][:3], 0) / total).tolist()),
@@ -122,13 +134,13 @@ def pca_basis(samples: NDArray[np.float32]) -> Basis:
 
 
 def render(
-    codes: NDArray[np.int8], scale: NDArray[np.float32], valid: NDArray[np.bool_], basis: Basis
+    stored: NDArray[Any], scale: NDArray[np.float32], valid: NDArray[np.bool_], basis: Basis
 ) -> NDArray[np.uint8]:
     """Embeddings as colours.
 
     Args:
-        codes: (dim, row, col) int8.
-        scale: (dim,) value of one code step.
+        stored: (dim, row, col) codes, or values.
+        scale: (dim,) value of one code step; ones for values.
         valid: (row, col) bool.
         basis: From ``pca_basis``.
 
@@ -139,9 +151,9 @@ def render(
         InvalidInputError: Shapes do not agree.
     """
     dims, (rows, cols) = len(basis.mean), valid.shape
-    if codes.shape != (dims, rows, cols) or scale.shape != (dims,):
+    if stored.shape != (dims, rows, cols) or scale.shape != (dims,):
         raise InvalidInputError(
-            f"codes {codes.shape}, scale {scale.shape}, valid {valid.shape}: want {dims} dimensions"
+            f"codes {stored.shape}, scale {scale.shape}, valid {valid.shape}: want {dims} dimensions"
         )
     low, span = np.array(basis.low), np.array(basis.high) - np.array(basis.low)
     components = np.array(basis.components)
@@ -150,13 +162,66 @@ def render(
     picture = np.zeros((rows, cols, 4), dtype=np.uint8)
     step = max(1, _CHUNK_PX // max(cols, 1))
     for row in range(0, rows, step):
-        part, keep = codes[:, row : row + step], valid[row : row + step]
+        part, keep = stored[:, row : row + step], valid[row : row + step]
         if keep.any():
             scores = gain @ part.reshape(dims, -1).astype(np.float32) + offset[:, None]
             rgb = np.rint(np.clip(scores, 0, 1) * 255).astype(np.uint8).T.reshape(*keep.shape, 3)
             picture[row : row + step, :, :3] = np.where(keep[..., None], rgb, 0)
             picture[row : row + step, :, 3] = np.where(keep, 255, 0)
     return picture
+
+
+def render_coded(coded: Coded, calibration: Calibration, basis: Basis) -> NDArray[np.uint8]:
+    """Stored vectors of any quantiser as colours.
+
+    Args:
+        coded: (band, row, col) codes.
+        calibration: How to read them.
+        basis: From ``pca_basis``, of decoded vectors.
+
+    Returns:
+        (row, col, 4) uint8 RGBA; transparent black where there is no vector.
+
+    Raises:
+        InvalidInputError: Bands or dtype do not agree.
+    """
+    stored, valid = coded.codes, coded.valid
+    if calibration.scale and calibration.dtype == "int8" and calibration.method in ("linear", "pca"):
+        return render(stored, np.asarray(calibration.scale, np.float32), valid, basis)
+    picture = np.zeros((*valid.shape, 4), np.uint8)
+    step = max(1, _CHUNK_PX // max(valid.shape[1], 1))
+    ones = np.ones(len(stored), np.float32)
+    for row in range(0, len(valid), step):
+        cut = slice(row, row + step)
+        scale = None if coded.pixel_scale is None else coded.pixel_scale[cut]
+        values = codes.decode(codes.Coded(codes=stored[:, cut], pixel_scale=scale), calibration)
+        picture[cut] = render(np.nan_to_num(values), ones, valid[cut], basis)
+    return picture
+
+
+def opaque(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(row, col, 4) uint8 of (channel, row, col) true colours as a store keeps them: transparent where they are 0."""
+    picture = np.zeros((*rgb.shape[1:], 4), np.uint8)
+    picture[..., :3] = np.moveaxis(rgb, 0, -1)
+    picture[..., 3] = np.where(rgb[0] > 0, 255, 0)
+    return picture
+
+
+def brightened(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """True colours as a screen shows them: ``GAMMA`` over the linear values of a store, which go from 1 to 255."""
+    table = np.rint(255 * (np.maximum(np.arange(256) - 1, 0) / 254) ** (1 / GAMMA)).astype(np.uint8)
+    out = rgba.copy()
+    out[..., :3] = np.where(rgba[..., 3:] > 0, table[rgba[..., :3]], 0)
+    return out
+
+
+def ramp(top: int) -> tuple[str, ...]:
+    """``#rrggbb`` of the values 0, 1, ... ``top``: dark for little, light for much, even steps for the eye."""
+    at = np.linspace(0, 1, top + 1) if top else np.ones(1)
+    known = np.array([_rgb(colour) for colour in RAMP])
+    shares = np.linspace(0, 1, len(RAMP))
+    mixed = np.rint([np.interp(at, shares, known[:, k]) for k in range(3)]).astype(int).T
+    return tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in mixed.tolist())
 
 
 def render_classes(classes: NDArray[np.uint8], colours: Sequence[str]) -> NDArray[np.uint8]:
@@ -262,7 +327,7 @@ def save_png(
         OutputError: The file cannot be written.
     """
     small = shrink_rgba(rgba, factor=factor_for(rgba.shape[0], rgba.shape[1]))
-    times = max(1, -(-_MIN_WIDTH_PX // small.shape[1])) if small.shape[1] < _MIN_WIDTH_PX else 1
+    times = max(1, -(-MIN_WIDTH_PX // small.shape[1])) if small.shape[1] < MIN_WIDTH_PX else 1
     picture = _image(np.kron(small, np.ones((times, times, 1), dtype=np.uint8)) if times > 1 else small)
     parts = [_title(picture.width, title_lines), picture, _label(picture.width, label), _legend(picture.width, legend)]
     buffer = io.BytesIO()

@@ -206,7 +206,7 @@ def strip(
     """Reduce vectors to their steps along one axis.
 
     Args:
-        values: (dim, row, col) float, or int8 codes of a store.
+        values: (dim, row, col) float, or int8 codes of a store whose steps are alike in every pixel.
         valid: (row, col) bool; a step counts where both its vectors are valid.
         axis: Which steps.
         first: Index of the first row (``row``) or column (``col``) of ``values`` on the lattice.

@@ -16,9 +16,12 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline.errors import InvalidInputError, OutputError
-from pipeline.write import durable, quality
-from pipeline.write.layout import tile_shards, zone_name
-from pipeline.write.opened import open_zone, shared
+from pipeline.types import COLOUR_M
+from pipeline.write import durable, quality, true_colour
+from pipeline.write.layout import PIXEL_SCALE, tile_shards, zone_name
+from pipeline.write.opened import consolidated, open_zone, shared
+from pipeline.write.place import LocalPlace, ObjectPlace, place_of
+from pipeline.write.place_object import SpokenStore
 from pipeline.write.zones import read_times
 
 if TYPE_CHECKING:
@@ -64,27 +67,32 @@ def write_tile(
         InvalidInputError: Shapes, dtypes, place or names do not fit the store.
         OutputError: The store is missing or cannot be written.
     """
-    root = durable.local_path(path)
-    with shared(root):
-        group, extent = open_zone(root, tile.zone)
+    place = place_of(path)
+    with shared(place):
+        group, extent = open_zone(place, tile.zone)
         layers = _layers(int8, maps)
         if quality.LAYERS[0][0] in group:
             layers = (*layers, *quality.layers(int8.quality, tile))
+        if true_colour.NAME in group:
+            shape = group[true_colour.NAME].shape[1:3]
+            layers = (*layers, true_colour.layer(int8.colours, tile, shape=shape))
         _check_tile(group, tile, int8=int8, layers=layers, time_index=time_index, res_m=extent.res_m)
         # Hashes are of this call only: a writer of its own keeps concurrent tiles of one process apart.
-        writer = _ShardWriter(root)
-        target = zarr.open_group(writer, path=zone_name(tile.zone), mode="r+", use_consolidated=False)
+        writer = _writer_of(place)
+        target = zarr.open_group(
+            writer, path=zone_name(tile.zone), mode="r+", zarr_format=3, use_consolidated=consolidated(place)
+        )
         keys: list[str] = []
         for name, values in layers:
             array = target[name]
             shard = _object_px(array)
             for row, col, rows, cols in tile_shards(tile, extent=_ground(name, extent), shard=shard):
                 key = _key(array, tile.zone, name=name, index=(time_index, row, col))
-                place = (slice(row * shard, (row + 1) * shard), slice(col * shard, (col + 1) * shard))
-                _put(array, (time_index, ..., *place), values[..., rows, cols], key=key)
+                where = (slice(row * shard, (row + 1) * shard), slice(col * shard, (col + 1) * shard))
+                _put(array, (time_index, ..., *where), values[..., rows, cols], key=key)
                 keys.append(key)
                 at(f"shard:{key}")
-        return _written(root, writer, keys=keys)
+        return _written(place, writer, keys=keys)
 
 
 def check_objects(path: str | Path, objects: Objects, *, tile: Tile | None = None) -> int:
@@ -99,16 +107,16 @@ def check_objects(path: str | Path, objects: Objects, *, tile: Tile | None = Non
     Raises:
         OutputError: An object is missing, changed, left over, or cannot be decoded; all such are named.
     """
-    root = durable.local_path(path)
-    with shared(root):
-        current = _moved(root, objects, tile=tile) if tile is not None else objects
-        wrong = [f"{key}: {text}" for key, digest in current if (text := _difference(root / key, digest))]
+    place = place_of(path)
+    with shared(place):
+        current = _moved(place, objects, tile=tile) if tile is not None else objects
+        wrong = [f"{key}: {text}" for key, digest in current if (text := _difference(place, key, digest))]
         if wrong:
-            raise OutputError(f"store {root.name}: {len(wrong)} objects are not as written: {'; '.join(wrong[:5])}")
+            raise OutputError(f"store {place.name}: {len(wrong)} objects are not as written: {'; '.join(wrong[:5])}")
         first = {key.split("/")[1]: key for key, digest in reversed(current) if digest}
         for key in first.values():
-            _decode_one(root, key)
-        return sum((root / key).stat().st_size for key, digest in current if digest)
+            _decode_one(place, key)
+        return sum(place.size(key) or 0 for key, digest in current if digest)
 
 
 def read_tile(
@@ -126,20 +134,32 @@ def read_tile(
 
 
 def read_box(path: str | Path, box: Box, name: str, *, time_index: int = 0) -> NDArray[Any]:
-    """(..., row, col) of array ``name`` in a box inside the store's extent, in pixels of the store.
+    """(..., row, col) of array ``name`` in a box inside the store's extent, in pixels of that array.
 
     Raises:
         OutputError: The store, the zone or the array does not exist.
         InvalidInputError: The box lies outside the store, or counts other pixels.
     """
-    root = durable.local_path(path)
-    with shared(root):
-        group, extent = open_zone(root, box.zone)
+    place = place_of(path)
+    with shared(place):
+        group, extent = open_zone(place, box.zone)
         if name not in group:
-            raise OutputError(f"store {root.name} has no array {name} in zone {box.zone}")
-        if box.res_m != extent.res_m:
-            raise InvalidInputError(f"{box} counts pixels of {box.res_m} m, the store has {extent.res_m} m")
-        return np.asarray(group[name][(time_index, ..., *box.slices_in(extent))])
+            raise OutputError(f"store {place.name} has no array {name} in zone {box.zone}")
+        ground = _ground(name, extent)
+        if box.res_m != ground.res_m:
+            raise InvalidInputError(f"{box} counts pixels of {box.res_m} m, {name} has {ground.res_m} m")
+        return np.asarray(group[name][(time_index, ..., *box.slices_in(ground))])
+
+
+def array_names(path: str | Path, zone: int) -> tuple[str, ...]:
+    """Names of the arrays of a zone, sorted.
+
+    Raises:
+        OutputError: The store or the zone does not exist.
+    """
+    place = place_of(path)
+    with shared(place):
+        return tuple(sorted(open_zone(place, zone)[0].array_keys()))
 
 
 def read_map(path: str | Path, tile: Tile, name: str, *, time_index: int = 0) -> NDArray[np.uint8]:
@@ -151,7 +171,7 @@ def read_map(path: str | Path, tile: Tile, name: str, *, time_index: int = 0) ->
     return _read(path, tile, name=f"map_{name}", time_index=time_index)
 
 
-class _ShardWriter(LocalStore):  # type: ignore[misc]
+class _FolderWriter(LocalStore):  # type: ignore[misc]
     """A local store that replaces shards whole, counts PUTs and keeps the hash of what was put.
 
     Reading a shard answers "not there": zarr would otherwise load and decode the old one before it replaces every chunk
@@ -168,15 +188,42 @@ class _ShardWriter(LocalStore):  # type: ignore[misc]
         return await super().get(key, prototype, byte_range)
 
     async def set(self, key: str, value: Any) -> None:
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(value.as_buffer_like()).hexdigest())
+        digest = await asyncio.to_thread(_sha256, value)
         await super().set(key, value)
         await asyncio.to_thread(durable.sync_file, self.root / key)
         self.digests.setdefault(key, []).append(digest)
 
 
+class _ObjectWriter(SpokenStore):
+    """The same for an object store, where a PUT that was answered is on disks already."""
+
+    def __init__(self, store: Any, *, read_only: bool = False) -> None:
+        super().__init__(store, read_only=read_only)
+        self.digests: dict[str, list[str]] = {}
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        if "/c/" in key:
+            return None
+        return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Any) -> None:
+        digest = await asyncio.to_thread(_sha256, value)
+        await super().set(key, value)
+        self.digests.setdefault(key, []).append(digest)
+
+
+def _writer_of(place: LocalPlace | ObjectPlace) -> _FolderWriter | _ObjectWriter:
+    return _FolderWriter(place.root) if isinstance(place, LocalPlace) else _ObjectWriter(place.zarr().store)
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(value.as_buffer_like()).hexdigest()
+
+
 def _layers(int8: Embedding, maps: Sequence[tuple[str, NDArray[np.uint8]]]) -> tuple[tuple[str, NDArray[Any]], ...]:
     named = tuple((f"map_{name}", values) for name, values in maps)
-    return (("embeddings", int8.codes), ("reason", int8.reason), ("n_obs", int8.n_obs), *named)
+    scale = () if int8.pixel_scale is None else ((PIXEL_SCALE, int8.pixel_scale),)
+    return (("embeddings", int8.codes), *scale, ("reason", int8.reason), ("n_obs", int8.n_obs), *named)
 
 
 def _check_tile(
@@ -194,7 +241,8 @@ def _check_tile(
     wanted = {
         name
         for name in group.array_keys()
-        if name in ("embeddings", "reason", "n_obs") or name.startswith(("map_", quality.PREFIX))
+        if name in ("embeddings", PIXEL_SCALE, "reason", "n_obs", true_colour.NAME)
+        or name.startswith(("map_", quality.PREFIX))
     }
     if {name for name, _ in layers} != wanted:
         raise InvalidInputError(f"tile {tile.id}: got {[n for n, _ in layers]}, the store needs {sorted(wanted)}")
@@ -223,6 +271,8 @@ def _object_px(array: Any) -> int:
 
 def _ground(name: str, extent: Box) -> Box:
     """``extent``, which counts pixels of the store, in pixels of array ``name``."""
+    if name == true_colour.NAME:
+        return extent.cover(COLOUR_M)
     return extent.cover(quality.BLOCK_M) if name.startswith(quality.PREFIX) else extent
 
 
@@ -233,35 +283,35 @@ def _put(array: Any, selection: tuple[Any, ...], values: NDArray[Any], *, key: s
         raise OutputError(f"{key}: cannot be written: {err.strerror or err}") from err
 
 
-def _written(root: Path, writer: _ShardWriter, *, keys: Sequence[str]) -> Objects:
+def _written(place: LocalPlace | ObjectPlace, writer: _FolderWriter | _ObjectWriter, *, keys: Sequence[str]) -> Objects:
     """Flush the folders and pair every key with the hash of its one PUT."""
-    for folder in {(root / key).parent for key in keys}:
-        if folder.is_dir():
-            durable.sync_folder(folder)
+    if isinstance(place, LocalPlace):
+        for folder in {(place.root / key).parent for key in keys}:
+            if folder.is_dir():
+                durable.sync_folder(folder)
     puts = {key: writer.digests.get(key, []) for key in keys}
     if any(len(v) > 1 for v in puts.values()) or writer.digests.keys() - puts.keys():
         # Would mean that the tile is not a whole number of shards: other tiles' pixels are at stake.
-        raise OutputError(f"store {root.name}: a shard was written more than once or belongs to no tile")
+        raise OutputError(f"store {place.name}: a shard was written more than once or belongs to no tile")
     return tuple(sorted((key, digests[0] if digests else "") for key, digests in puts.items()))
 
 
-def _difference(file: Path, digest: str) -> str:
+def _difference(place: LocalPlace | ObjectPlace, key: str, digest: str) -> str:
     """What is wrong with an object, or ""."""
     try:
-        with file.open("rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-    except FileNotFoundError:
-        return "missing" if digest else ""
+        found = place.digest(key)
     except OSError as err:
         return f"cannot be read ({err.strerror})"
+    if found is None:
+        return "missing" if digest else ""
     if not digest:
         return "left over, the shard is all nodata"
     return "" if found == digest else f"sha256 {found[:12]}, want {digest[:12]}"
 
 
-def _decode_one(root: Path, key: str) -> None:
+def _decode_one(place: LocalPlace | ObjectPlace, key: str) -> None:
     zone, name, _, *index = key.split("/")
-    array = zarr.open_array(LocalStore(root, read_only=True), path=f"{zone}/{name}", mode="r")
+    array = zarr.open_array(place.zarr(), path=f"{zone}/{name}", mode="r", zarr_format=3)
     step, row, col = int(index[0]), int(index[-2]), int(index[-1])
     shard, chunk = _object_px(array), int(array.chunks[-1])
     try:
@@ -269,16 +319,17 @@ def _decode_one(root: Path, key: str) -> None:
         for y in range(row * shard, (row + 1) * shard, chunk):
             for x in range(col * shard, (col + 1) * shard, chunk):
                 values = array[(step, ..., slice(y, y + chunk), slice(x, x + chunk))]
-                if (values != array.fill_value).any():
+                # A float's nodata is NaN, which differs from itself.
+                if (~np.isnan(values) if values.dtype.kind == "f" else values != array.fill_value).any():
                     return
     except (ValueError, RuntimeError, OSError) as err:
-        raise OutputError(f"store {root.name}: {key} cannot be decoded: {err}") from err
-    raise OutputError(f"store {root.name}: {key} holds no pixel although it exists")
+        raise OutputError(f"store {place.name}: {key} cannot be decoded: {err}") from err
+    raise OutputError(f"store {place.name}: {key} holds no pixel although it exists")
 
 
-def _moved(root: Path, objects: Objects, *, tile: Tile) -> Objects:
+def _moved(place: LocalPlace | ObjectPlace, objects: Objects, *, tile: Tile) -> Objects:
     """The objects under the names that they have now."""
-    group, extent = open_zone(root, tile.zone)
+    group, extent = open_zone(place, tile.zone)
     moved: list[tuple[str, str]] = []
     parts = [(key.split("/"), digest) for key, digest in objects]
     for name in dict.fromkeys(p[1] for p, _ in parts):
@@ -291,10 +342,10 @@ def _moved(root: Path, objects: Objects, *, tile: Tile) -> Objects:
 
 
 def _read(path: str | Path, tile: Tile, *, name: str, time_index: int) -> NDArray[Any]:
-    root = durable.local_path(path)
-    with shared(root):
-        group, extent = open_zone(root, tile.zone)
+    place = place_of(path)
+    with shared(place):
+        group, extent = open_zone(place, tile.zone)
         if name not in group:
-            raise OutputError(f"store {root.name} has no array {name} in zone {tile.zone}")
+            raise OutputError(f"store {place.name} has no array {name} in zone {tile.zone}")
         rows, cols = tile.box.cover(extent.res_m).slices_in(extent)
         return np.asarray(group[name][(time_index, ..., rows, cols)])

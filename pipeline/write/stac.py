@@ -1,44 +1,53 @@
-"""A static STAC catalogue beside a store: one Collection, one Item per UTM zone.
+"""A static STAC catalogue beside a store: one Collection, Items beside it, the Item of the model, lists of scenes.
 
-Core STAC 1.1 with the projection and processing extensions; links and assets are relative, so the folder can be moved
-or served as it is. Takes finished values, knows nothing of plans. Written without reading any schema, hence offline.
+Core STAC 1.1; what the extensions say is made in ``stac_fields`` and ``stac_model``. Links and assets are relative
+where they lie on this machine, so the folder can be moved or served as it is. Takes finished values, knows nothing of
+plans. Written without reading any schema, hence offline.
+
+Every file is replaced whole, in an order that leaves a readable catalogue wherever the process stops: what the
+collection will name, then the collection, then what it names no more is deleted.
 """
 
 from __future__ import annotations
 
 import json
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from pipeline.errors import OutputError
 from pipeline.write import durable
+from pipeline.write.stac_fields import Fields, footprint, projection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from pipeline.types import Box
+    from pipeline.write.durable import Checkpoint
 
-PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
-PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 ZARR = "application/vnd.zarr; version=3"
 """Media type of a Zarr store (registered vendor tree; STAC best practices name it)."""
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
-EDGE_POINTS = 16
-"""Points along a side of the footprint: a straight side of a UTM box is curved in lon/lat, by 20 m over 100 km."""
+PNG = "image/png"
+JSON = "application/json"
+GEOJSON = "application/geo+json"
+OWN = "earthpress:"
+"""Prefix of our own fields: a file with one of them in a catalogue's folder was written by us."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A file that belongs to an item.
+    """A file that belongs to an item or to the collection.
 
     Attributes:
         key: Key of the asset.
-        path: Local path.
-        media_type: Media type.
+        path: Local path, made relative to the catalogue, or the URL of an object or a URN, which stays as it is.
+        media_type: Media type, "" for none.
         roles: Roles of the asset.
         title: One line for people.
+        fields: Further (key, value) fields, values as JSON has them.
     """
 
     key: str
@@ -46,21 +55,49 @@ class Made:
     media_type: str
     roles: tuple[str, ...]
     title: str = ""
+    fields: Fields = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZoneItem:
-    """What an Item says about one zone of a store.
+class Link:
+    """A link of an item or of the collection.
 
     Attributes:
-        box: Ground that holds data, in pixels of the store.
-        assets: Store group, maps, quicklooks.
-        properties: Further (key, value) properties, values as JSON has them.
+        rel: Relation.
+        href: URL, or a href relative to the folder of the catalogue.
+        media_type: Of what is there, "" when unknown.
+        title: One line for people.
     """
 
-    box: Box
+    rel: str
+    href: str
+    media_type: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemContent:
+    """What an Item says.
+
+    Attributes:
+        id: Identifier, also the name of its file.
+        box: Ground that holds data; None: the item has no place (a model).
+        start: UTC, inclusive.
+        end: UTC, exclusive.
+        assets: Its files.
+        properties: Further (key, value) properties, values as JSON has them.
+        links: Beside those that make the catalogue.
+        extensions: Schema URLs of the extensions that it uses.
+    """
+
+    id: str
+    box: Box | None
+    start: datetime
+    end: datetime
     assets: tuple[Made, ...]
-    properties: tuple[tuple[str, Any], ...] = ()
+    properties: Fields = ()
+    links: tuple[Link, ...] = ()
+    extensions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +105,22 @@ class CatalogContent:
     """Everything that the catalogue says.
 
     Attributes:
-        id: Identifier of the collection; items are ``ID-utmNN``.
+        id: Identifier of the collection.
         title: One line.
         description: What the data are and where they come from.
         start: UTC, inclusive.
         end: UTC, exclusive.
-        items: One per zone.
+        items: Of the collection; each has a box.
         licence: SPDX identifier or ``other``.
-        software: (name, version) pairs.
-        properties: Summaries of the collection: (key, value).
+        keywords: For searches.
+        providers: (name, description, roles, URL) of who provided what the data are made of.
+        summaries: (key, values) over the items.
+        fields: Further (key, value) fields of the collection.
+        assets: Files of the whole collection.
+        links: Beside those to its items.
+        extensions: Schema URLs of the extensions that the collection uses.
+        model: Item of the model: beside the collection, not part of it.
+        files: (name, content) of further files that links and assets name.
     """
 
     id: str
@@ -84,128 +128,154 @@ class CatalogContent:
     description: str
     start: datetime
     end: datetime
-    items: tuple[ZoneItem, ...]
+    items: tuple[ItemContent, ...]
     licence: str = "other"
-    software: tuple[tuple[str, str], ...] = ()
-    properties: tuple[tuple[str, Any], ...] = ()
+    keywords: tuple[str, ...] = ()
+    providers: tuple[tuple[str, str, tuple[str, ...], str], ...] = ()
+    summaries: tuple[tuple[str, list[Any]], ...] = ()
+    fields: Fields = ()
+    assets: tuple[Made, ...] = ()
+    links: tuple[Link, ...] = ()
+    extensions: tuple[str, ...] = ()
+    model: ItemContent | None = None
+    files: tuple[tuple[str, bytes], ...] = ()
 
 
-def write_catalog(folder: str | Path, content: CatalogContent) -> str:
-    """Write ``collection.json`` and its items into ``folder``; every file is replaced whole.
+def write_catalog(folder: str | Path, content: CatalogContent, *, at: Checkpoint = durable.passed) -> str:
+    """Write ``collection.json`` and everything that it names into ``folder``, and delete what it names no more.
+
+    Args:
+        folder: Local folder of the catalogue.
+        content: What to write.
+        at: Called after every step that a kill can separate (tests).
 
     Returns:
         Path of the collection.
 
     Raises:
-        OutputError: A file cannot be written.
+        OutputError: A file cannot be written or deleted.
     """
     root = durable.local_path(folder)
     collection = _collection(content, root)
+    written = dict(content.files)
+    if content.model is not None:
+        written[f"{content.model.id}.json"] = _json(_item(content.model, root))
     for item in collection.get_items():
-        durable.replace(Path(item.get_self_href()), _json(item))
-    durable.replace(root / "collection.json", _json(collection))
+        written[Path(item.get_self_href()).name] = _json(item)
+    for name, data in written.items():
+        _replace(root / name, data)
+        at("item")
+    _replace(root / "collection.json", _json(collection))
+    at("collection")
+    for path in _stale(root, {*written, "collection.json"}):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as err:
+            raise OutputError(f"{path}: an item of what is no more cannot be deleted: {err.strerror or err}") from err
+        at("deleted")
     return str(root / "collection.json")
 
 
-def footprint(box: Box) -> tuple[dict[str, Any], list[float]]:
-    """GeoJSON geometry and bbox (west, south, east, north) of a box, lon/lat degrees.
+def relative(path: str, folder: Path) -> str:
+    """The href of a file or URL in a catalogue that lies in ``folder``: relative, also upwards; URLs stay.
 
-    A box across the antimeridian becomes two polygons with a bbox whose west is larger than its east (RFC 7946, 3.1.9
-    and 5.2).
+    >>> relative("/data/out/store.zarr/utm31", Path("/data/out/stac"))
+    '../store.zarr/utm31'
+    >>> relative("s3://bucket/store.zarr/utm31", Path("/data/out/stac"))
+    's3://bucket/store.zarr/utm31'
     """
-    from pyproj import Transformer  # noqa: PLC0415
-    from shapely import box as rectangle  # noqa: PLC0415
-    from shapely import intersection  # noqa: PLC0415
-    from shapely.affinity import translate  # noqa: PLC0415
-    from shapely.geometry import MultiPolygon, Polygon, mapping  # noqa: PLC0415
+    if "://" in path or path.startswith("urn:"):
+        return path
+    href = Path(os.path.relpath(Path(path).absolute(), folder)).as_posix()
+    return href if href.startswith(".") else f"./{href}"
 
-    west, south, east, north = box.bounds_m
-    share = np.linspace(0, 1, EDGE_POINTS, endpoint=False)
-    x, y = west + share * (east - west), south + share * (north - south)
-    # counter-clockwise from the south-west
-    edge_x = np.concatenate([x, np.full_like(y, east), x[::-1] + (east - x[-1]), np.full_like(y, west)])
-    edge_y = np.concatenate([np.full_like(x, south), y, np.full_like(x, north), y[::-1] + (north - y[-1])])
-    lon, lat = Transformer.from_crs(box.epsg, 4326, always_xy=True).transform(edge_x, edge_y)
-    crossing = lon.max() - lon.min() > 180
-    ring = Polygon(np.round(np.column_stack([np.where(crossing & (lon < 0), lon + 360, lon), lat]), 7))
-    bounds = ring.bounds
-    if not crossing:
-        return mapping(ring), list(bounds)
-    parts = [
-        intersection(ring, rectangle(0, -90, 180, 90)),
-        translate(intersection(ring, rectangle(180, -90, 360, 90)), -360),
-    ]
-    return mapping(MultiPolygon(parts)), [bounds[0], bounds[1], bounds[2] - 360, bounds[3]]
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON file as this module writes it."""
+    return f"{json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)}\n".encode()
 
 
 def _collection(content: CatalogContent, root: Path) -> Any:
     import pystac  # noqa: PLC0415
 
-    items = [_item(content, zone) for zone in content.items]
-    boxes = [item.bbox for item in items]
-    # the first box is the whole; across the antimeridian it spans the globe, the items' boxes say where
-    crossing = any(west > east for west, _, east, _ in boxes)
-    west, east = (-180.0, 180.0) if crossing else (min(b[0] for b in boxes), max(b[2] for b in boxes))
-    whole = [west, min(b[1] for b in boxes), east, max(b[3] for b in boxes)]
+    items = [_item(item, root) for item in content.items]
     collection = pystac.Collection(
         id=content.id,
         title=content.title,
         description=content.description,
         license=content.licence,
+        keywords=list(content.keywords) or None,
+        providers=[
+            pystac.Provider(name=name, description=text, roles=[pystac.ProviderRole(role) for role in roles], url=url)
+            for name, text, roles, url in content.providers
+        ]
+        or None,
         extent=pystac.Extent(
-            pystac.SpatialExtent([whole, *boxes] if len(boxes) > 1 else [whole]),
+            pystac.SpatialExtent(_bboxes([item.bbox for item in items])),
             pystac.TemporalExtent([[content.start, content.end]]),
         ),
-        extra_fields=dict(content.properties),
+        summaries=pystac.Summaries(dict(content.summaries)),
+        stac_extensions=list(content.extensions),
+        extra_fields=dict(content.fields),
+        assets={made.key: _asset(made, root) for made in content.assets},
     )
     for item in items:
         collection.add_item(item)
+    for link in content.links:
+        collection.add_link(_link(link))
     collection.normalize_hrefs(str(root), strategy=_beside())
     collection.catalog_type = pystac.CatalogType.SELF_CONTAINED
-    for item in items:
-        for asset in item.assets.values():
-            asset.href = _relative(asset.href, Path(item.get_self_href()).parent)
     return collection
 
 
-def _item(content: CatalogContent, zone: ZoneItem) -> Any:
+def _bboxes(boxes: list[list[float]]) -> list[list[float]]:
+    """The whole, then every different box of the items.
+
+    Across the antimeridian the whole spans the globe; the other boxes say where.
+    """
+    crossing = any(west > east for west, _, east, _ in boxes)
+    west, east = (-180.0, 180.0) if crossing else (min(b[0] for b in boxes), max(b[2] for b in boxes))
+    whole = [west, min(b[1] for b in boxes), east, max(b[3] for b in boxes)]
+    different = list(dict.fromkeys(tuple(box) for box in boxes))
+    return [whole, *map(list, different)] if len(different) > 1 else [whole]
+
+
+def _item(content: ItemContent, root: Path) -> Any:
     import pystac  # noqa: PLC0415
 
-    from pipeline.write.geotiff import place  # noqa: PLC0415
-
-    geometry, bbox = footprint(zone.box)
-    epsg, transform = place(zone.box)
-    west, north = transform.c, transform.f
-    height, width, res = zone.box.height, zone.box.width, zone.box.res_m
+    geometry, bbox = footprint(content.box) if content.box is not None else (None, None)
     item = pystac.Item(
-        id=f"{content.id}-utm{zone.box.zone:02d}",
+        id=content.id,
         geometry=geometry,
         bbox=bbox,
         datetime=None,
         start_datetime=content.start,
         end_datetime=content.end,
-        properties={
-            "proj:code": f"EPSG:{epsg}",
-            "proj:shape": [height, width],
-            "proj:transform": list(transform)[:6],
-            "proj:bbox": [west, north - height * res, west + width * res, north],
-            "gsd": res,
-            "processing:software": dict(content.software),
-            **dict(zone.properties),
-        },
-        stac_extensions=[PROJECTION, PROCESSING],
+        properties={**(projection(content.box) if content.box is not None else {}), **dict(content.properties)},
+        stac_extensions=list(content.extensions),
+        assets={made.key: _asset(made, root) for made in content.assets},
     )
-    for made in zone.assets:
-        item.add_asset(
-            made.key,
-            pystac.Asset(
-                href=str(Path(made.path).absolute()),
-                title=made.title or None,
-                media_type=made.media_type,
-                roles=list(made.roles),
-            ),
-        )
+    for link in content.links:
+        item.add_link(_link(link))
     return item
+
+
+def _asset(made: Made, root: Path) -> Any:
+    import pystac  # noqa: PLC0415
+
+    return pystac.Asset(
+        href=relative(made.path, root),
+        title=made.title or None,
+        media_type=made.media_type or None,
+        roles=list(made.roles),
+        extra_fields=dict(made.fields),
+    )
+
+
+def _link(link: Link) -> Any:
+    import pystac  # noqa: PLC0415
+
+    return pystac.Link(link.rel, link.href, media_type=link.media_type or None, title=link.title or None)
 
 
 def _beside() -> Any:
@@ -215,15 +285,32 @@ def _beside() -> Any:
     return CustomLayoutStrategy(item_func=lambda item, parent: f"{parent}/{item.id}.json")
 
 
-def _relative(path: str, start: Path) -> str:
-    """A relative href, as a URL has it, also upwards."""
-    import os.path  # noqa: PLC0415
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file unless it says the same already: catalogues of countries have thousands."""
+    try:
+        same = path.read_bytes() == data
+    except OSError:
+        same = False
+    if not same:
+        durable.replace(path, data)
 
-    href = Path(os.path.relpath(path, start)).as_posix()
-    return href if href.startswith(".") else f"./{href}"
+
+def _stale(root: Path, names: set[str]) -> Iterator[Path]:
+    """Our files of earlier catalogues; what others put into the folder stays."""
+    for path in sorted(root.glob("*.json")):
+        if path.name not in names and not path.name.startswith(durable.TEMP_PREFIX) and _ours(path):
+            yield path
+
+
+def _ours(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    parts = [found, found.get("properties")] if isinstance(found, dict) else []
+    return any(str(key).startswith(OWN) for part in parts if isinstance(part, dict) for key in part)
 
 
 def _json(thing: Any) -> bytes:
     # a self link would hold the local path
-    text = json.dumps(thing.to_dict(include_self_link=False), indent=1, sort_keys=True, allow_nan=False)
-    return f"{text}\n".encode()
+    return json_bytes(thing.to_dict(include_self_link=False))

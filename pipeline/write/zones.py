@@ -6,23 +6,27 @@ which store exists or whether it grows (``growth.py``).
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore
+from zarr.core.buffer import cpu
+from zarr.storage import LocalStore, MemoryStore
 
-from pipeline.types import Box, Period
-from pipeline.write import quality
-from pipeline.write.attributes import array_attributes, crs_attributes, root_attributes, zone_attributes
+from pipeline.types import COLOUR_M, Box, Period
+from pipeline.write import quality, true_colour
+from pipeline.write.attributes import SCALED, array_attributes, crs_attributes, root_attributes, zone_attributes
 from pipeline.write.durable import sync_file, sync_folder
 from pipeline.write.layout import arrays, zone_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -47,26 +51,88 @@ def build_zone(folder: Path, spec: StoreSpec, *, extent: Box) -> None:
 
     ``extent`` counts pixels of the arrays.
     """
-    group = zarr.create_group(LocalStore(folder), attributes=zone_attributes(spec, extent), overwrite=False)
+    _fill_zone(LocalStore(folder), spec, extent=extent)
+    consolidate(folder)
+
+
+def zone_objects(spec: StoreSpec, *, extent: Box, cuts: Mapping[str, int]) -> dict[str, bytes]:
+    """The same as {name inside the group: bytes}, for places that are no folders.
+
+    ``cuts`` gives the chunk side of coordinates that exist already: their old objects then keep their bytes when they
+    grow at the end, so that whoever holds the old metadata still reads them right.
+    """
+    held: dict[str, Any] = {}
+    memory = MemoryStore(held)
+    _fill_zone(memory, spec, extent=extent, cuts=cuts)
+    _consolidate(memory)
+    return {key: value.to_bytes() for key, value in held.items()}
+
+
+def root_object(spec: StoreSpec, *, attributes: Mapping[str, Any] | None, zones: Mapping[str, bytes]) -> bytes:
+    """The root's ``zarr.json`` with the consolidated metadata of all zones.
+
+    Args:
+        spec: What the metadata says, for a new store.
+        attributes: Of the existing root; None for a new store.
+        zones: Group name to its ``zarr.json``, which holds its own consolidated metadata.
+    """
+    held: dict[str, Any] = {}
+    memory = MemoryStore(held)
+    zarr.create_group(memory, attributes=dict(attributes) if attributes is not None else root_attributes(spec))
+    for name, data in zones.items():
+        nodes = json.loads(data)["consolidated_metadata"]["metadata"]
+        held[f"{name}/zarr.json"] = cpu.Buffer.from_bytes(data)
+        for key, metadata in nodes.items():
+            held[f"{name}/{key}/zarr.json"] = cpu.Buffer.from_bytes(json.dumps(metadata).encode())
+    _consolidate(memory)
+    return bytes(held["zarr.json"].to_bytes())
+
+
+def cuts_of(zone: bytes) -> dict[str, int]:
+    """Chunk sides of the coordinates with one axis, of a zone's ``zarr.json``."""
+    nodes = json.loads(zone)["consolidated_metadata"]["metadata"]
+    sides = {name: node["chunk_grid"]["configuration"]["chunk_shape"] for name, node in nodes.items()}
+    return {name: int(side[0]) for name, side in sides.items() if len(side) == 1}
+
+
+def _fill_zone(store: Any, spec: StoreSpec, *, extent: Box, cuts: Mapping[str, int] = MappingProxyType({})) -> None:
+    group = zarr.create_group(store, attributes=zone_attributes(spec, extent), overwrite=False)
     for layout in arrays(spec):
         _pixel_array(group, spec, extent=extent, layout=layout)
-    _space(group, extent)
-    _time(group, spec)
+    _space(group, extent, cuts=cuts)
+    _time(group, spec, cuts=cuts)
     if spec.periods:
-        _blocks(group, spec, extent=extent.cover(quality.BLOCK_M))
+        _blocks(group, spec, extent=extent.cover(quality.BLOCK_M), cuts=cuts)
+        if spec.true_colour:
+            _colours(group, extent=extent.cover(COLOUR_M), cuts=cuts)
     _coordinate(group, "band", np.arange(spec.dims, dtype=np.int16), ("band",), {"long_name": "embedding dimension"})
-    scale = np.asarray(spec.calibration.scale, dtype=np.float32)
-    text = {"long_name": "value of one code step", "calibration": spec.calibration.hash}
-    _coordinate(group, "scale", scale, ("band",), text)
-    consolidate(folder)
+    _decoding(group, spec)
+
+
+def _decoding(group: Any, spec: StoreSpec) -> None:
+    """What decoding needs beside the codes, each in one object."""
+    calibration = spec.calibration
+    if calibration.method in SCALED:
+        text = {"long_name": "value of one code step", "calibration": calibration.hash}
+        _coordinate(group, "scale", np.asarray(calibration.scale, np.float32), ("band",), text)
+    if calibration.method == "pca":
+        components = np.asarray(calibration.components, np.float32)
+        text = {"long_name": "principal components, score = components (vector - mean)"}
+        _coordinate(group, "pca_components", components, ("band", "dim"), text, whole=True)
+        text = {"long_name": "centre of the model's vectors"}
+        _coordinate(group, "pca_mean", np.asarray(calibration.mean, np.float32), ("dim",), text)
 
 
 def consolidate(folder: Path) -> None:
     """Write the consolidated metadata of a group: one request opens it."""
+    _consolidate(LocalStore(folder))
+
+
+def _consolidate(store: Any) -> None:
     with warnings.catch_warnings():
         # zarr-python warns that the v3 specification does not have it yet; readers that do not know it skip it.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(LocalStore(folder))
+        zarr.consolidate_metadata(store)
 
 
 def read_extent(group: Any, zone: int) -> Box:
@@ -120,7 +186,7 @@ def _pixel_array(group: Any, spec: StoreSpec, *, extent: Box, layout: ArrayLayou
     )
 
 
-def _space(group: Any, extent: Box) -> None:
+def _space(group: Any, extent: Box, *, cuts: Mapping[str, int]) -> None:
     x_min, _, _, y_max = extent.bounds_m
     step = float(extent.res_m)
     for name, size, first, sign, text in (
@@ -134,20 +200,13 @@ def _space(group: Any, extent: Box) -> None:
             "units": "m",
             "axis": name.upper(),
         }
-        _coordinate(group, name, centres, (name,), attrs)
+        _coordinate(group, name, centres, (name,), attrs, cut=cuts.get(name))
     _coordinate(group, "spatial_ref", np.asarray(0, dtype=np.int64), (), crs_attributes(extent))
 
 
-def _blocks(group: Any, spec: StoreSpec, *, extent: Box) -> None:
+def _blocks(group: Any, spec: StoreSpec, *, extent: Box, cuts: Mapping[str, int]) -> None:
     """The axes of the layers of blocks; ``extent`` counts blocks."""
-    x_min, _, _, y_max = extent.bounds_m
-    row, col = quality.SPACE
-    # Without axis and standard_name: with them rioxarray finds two pairs of spatial axes in the group and gives up.
-    text = {"long_name": "centre of the block, northing in the plane of the northern hemisphere", "units": "m"}
-    _coordinate(group, row, _centres(y_max, -float(extent.res_m), extent.height), (row,), text)
-    text = {"long_name": "centre of the block, easting", "units": "m"}
-    _coordinate(group, col, _centres(x_min, float(extent.res_m), extent.width), (col,), text)
-    _coordinate(group, quality.GRID_MAPPING, np.asarray(0, dtype=np.int64), (), crs_attributes(extent))
+    _further_space(group, extent, names=quality.SPACE, mapping=quality.GRID_MAPPING, what="block", cuts=cuts)
     names = np.array(spec.sensors, dtype=np.dtypes.StringDType())
     _coordinate(group, "sensor", names, ("sensor",), {"long_name": "sensor of the composite"})
     index = np.arange(len(spec.steps[0]), dtype=np.int16)
@@ -158,15 +217,36 @@ def _blocks(group: Any, spec: StoreSpec, *, extent: Box) -> None:
         _coordinate(group, f"period_{name}", moments, ("time", "period"), {"long_name": long_name, **units})
 
 
+def _colours(group: Any, *, extent: Box, cuts: Mapping[str, int]) -> None:
+    """The axes of the true colours; ``extent`` counts their pixels."""
+    _further_space(group, extent, names=true_colour.SPACE, mapping=true_colour.GRID_MAPPING, what="pixel", cuts=cuts)
+    names = np.array(true_colour.CHANNELS, dtype=np.dtypes.StringDType())
+    _coordinate(group, "channel", names, ("channel",), {"long_name": "colour"})
+
+
+def _further_space(
+    group: Any, extent: Box, *, names: tuple[str, str], mapping: str, what: str, cuts: Mapping[str, int]
+) -> None:
+    """Axes and grid mapping of layers with pixels of another side; ``extent`` counts those."""
+    x_min, _, _, y_max = extent.bounds_m
+    row, col = names
+    # Without axis and standard_name: with them rioxarray finds two pairs of spatial axes in the group and gives up.
+    text = {"long_name": f"centre of the {what}, northing in the plane of the northern hemisphere", "units": "m"}
+    _coordinate(group, row, _centres(y_max, -float(extent.res_m), extent.height), (row,), text, cut=cuts.get(row))
+    text = {"long_name": f"centre of the {what}, easting", "units": "m"}
+    _coordinate(group, col, _centres(x_min, float(extent.res_m), extent.width), (col,), text, cut=cuts.get(col))
+    _coordinate(group, mapping, np.asarray(0, dtype=np.int64), (), crs_attributes(extent))
+
+
 def _centres(first: float, step: float, size: int) -> NDArray[np.float64]:
     return first + step * (np.arange(size, dtype=np.float64) + 0.5)
 
 
-def _time(group: Any, spec: StoreSpec) -> None:
+def _time(group: Any, spec: StoreSpec, *, cuts: Mapping[str, int]) -> None:
     bounds = np.array([[_seconds(a), _seconds(b)] for a, b in spec.times], dtype=np.int64)
     units = {"units": _TIME_UNITS, "calendar": "proleptic_gregorian"}
     attrs = {"standard_name": "time", "axis": "T", "bounds": "time_bnds", **units}
-    _coordinate(group, "time", np.ascontiguousarray(bounds[:, 0]), ("time",), attrs)
+    _coordinate(group, "time", np.ascontiguousarray(bounds[:, 0]), ("time",), attrs, cut=cuts.get("time"))
     _coordinate(group, "time_bnds", bounds, ("time", "bnds"), units)
 
 
@@ -178,14 +258,24 @@ def _seconds(moment: datetime) -> int:
     return int((moment - _EPOCH).total_seconds())
 
 
-def _coordinate(group: Any, name: str, values: NDArray[Any], dims: tuple[str, ...], attrs: dict[str, Any]) -> None:
+def _coordinate(
+    group: Any,
+    name: str,
+    values: NDArray[Any],
+    dims: tuple[str, ...],
+    attrs: dict[str, Any],
+    *,
+    cut: int | None = None,
+    whole: bool = False,
+) -> None:
     # One object per coordinate: opening a zone costs one request for each, however large the country. Bounds are cut
     # by time step as the pixels are, because xarray gives both the same dask chunks.
+    chunks = (1, *values.shape[1:]) if len(dims) > 1 and not whole else values.shape
     array = group.create_array(
         name,
         shape=values.shape,
         dtype=values.dtype,
-        chunks=(1, *values.shape[1:]) if len(dims) > 1 else values.shape,
+        chunks=(cut,) if cut else chunks,
         fill_value=0,
         dimension_names=dims,
         attributes=attrs,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.codes import Coded
 from pipeline.encode import instability, quantize, stitch
 from pipeline.errors import ConfigError
 from pipeline.plan.grid import window_origins
@@ -25,9 +26,9 @@ def spec_of(overlap_px, **changes):
     return GridSpec(**(fields | changes))
 
 
-def classify(codes, valid):
+def classify(coded, valid):
     """Two classes, by the sign of the first dimension."""
-    return np.where(valid, codes[0] < 0, instability.NODATA).astype(np.uint8)
+    return np.where(valid, coded.codes[0] < 0, instability.NODATA).astype(np.uint8)
 
 
 def windows_over(box, spec, noise=1.0):
@@ -55,9 +56,9 @@ def part_of(box, spec, place, origins, values, valid, head=identity):
     """What a run writes over ``box``, with layers still to fill."""
     field = stitch.with_head(stitch.stitch(values, valid, origins=origins, grid=spec, box=place), head)
     pixels = stitch.to_pixels(field, np.ones(box.shape, np.bool_), box)
-    codes = quantize.quantise(pixels, CALIBRATION)[0].numpy()
+    codes = quantize.Quantiser(CALIBRATION, torch.device("cpu")).coded(pixels).codes
     return instability.Part(
-        box=box, codes=codes, valid=pixels.valid, classes=(classify(codes, pixels.valid),),
+        box=box, codes=codes, valid=pixels.valid, classes=(classify(Coded(codes=codes), pixels.valid),),
         disagreement=(np.full(box.shape, 7, np.uint8),), spread=np.full(box.shape, 7, np.uint8),
     )  # fmt: skip
 
@@ -196,8 +197,40 @@ def test_the_bytes_of_a_pixel_do_not_depend_on_the_box(overlap, token_px):
 )  # fmt: skip
 def test_a_lattice_without_two_windows_over_a_pixel_is_refused(spec, text):
     with pytest.raises(ConfigError, match=f"{text}.*leave out"):
-        instability.check(spec)
+        instability.check(spec, CALIBRATION)
 
 
 def test_a_blend_of_overlapping_windows_is_accepted():
-    instability.check(spec_of(4))
+    instability.check(spec_of(4), CALIBRATION)
+
+
+@pytest.mark.parametrize("method", ["per_pixel", "float16", "float32"])
+def test_a_quantiser_without_a_frozen_step_is_refused(method):
+    with pytest.raises(ConfigError, match=f"store.quantiser={method} does not have.*leave out"):
+        instability.check(spec_of(4), replace(CALIBRATION, scale=(), method=method, dims=DIMS))
+
+
+@pytest.mark.parametrize("method", ["pca", "power", "power_raw"])
+def test_other_codes_with_a_frozen_step_have_a_spread(method):
+    """The classifier sees the codes of the same quantiser."""
+    own = {"dims": DIMS, "scale": ()}
+    if method == "pca":
+        rows = np.linalg.qr(np.random.default_rng(1).standard_normal((DIMS, DIMS)))[0][:2]
+        own = {"scale": (0.05, 0.05), "mean": (0.0,) * DIMS, "components": tuple(map(tuple, rows.tolist()))}
+    calibration = replace(CALIBRATION, method=method, **own)
+    spec = spec_of(16)
+    origins, values, valid = windows_over(PLACE, spec, 0.3)
+    quantiser = quantize.Quantiser(calibration, values.device)
+    blended = stitch.stitch(values, valid, origins=origins, grid=spec, box=PLACE)
+    written = quantiser.coded(stitch.to_pixels(blended, np.ones(PLACE.shape, np.bool_), PLACE))
+    part = instability.Part(
+        box=PLACE, codes=written.codes, valid=written.valid, classes=(classify(written, written.valid),),
+        disagreement=(np.full(PLACE.shape, 7, np.uint8),), spread=np.full(PLACE.shape, 7, np.uint8),
+    )  # fmt: skip
+    instability.fill(
+        values, valid, origins=origins, grid=spec, box=PLACE, head=identity, calibration=calibration,
+        classifiers=[classify], parts=[part],
+    )  # fmt: skip
+    known = part.spread[part.spread != instability.NODATA]
+    assert known.size > 50
+    assert np.median(known) > 4  # rounding alone

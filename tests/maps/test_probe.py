@@ -15,9 +15,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pipeline.codes import Coded
 from pipeline.errors import InvalidInputError, OutputError
+from pipeline.maps.colours import default_colours
+from pipeline.maps.fitting import fit
+from pipeline.maps.folds import components, grouped_folds
 from pipeline.maps.labels import pixels_of, places_of, read_labels
-from pipeline.maps.probe import MAX_CLASSES, Probe, components, default_colours, fit, grouped_folds, load
+from pipeline.maps.probe import MAX_CLASSES, Probe, load
 from pipeline.types import Box, Calibration, ModelCard
 
 DIMS = 24
@@ -226,19 +230,19 @@ def test_classify_equals_float64_scores_of_dequantised_vectors(fitted, field):
     probe, (codes, valid) = fitted[0], field
     vectors = codes.astype(np.float64) * SCALE.astype(np.float64)[:, None, None]
     scores = np.einsum("kd,drc->krc", probe.weights, vectors) + probe.bias[:, None, None]
-    got = probe.classify(codes, SCALE, valid)
+    got = probe.classify(Coded(codes=codes), CALIBRATION, valid)
     np.testing.assert_array_equal(got[valid], scores.argmax(axis=0)[valid])
     assert (got[~valid] == 255).all()
 
 
 def test_classes_do_not_depend_on_how_the_array_is_cut(fitted, field):
     probe, (codes, valid) = fitted[0], field
-    whole = probe.classify(codes, SCALE, valid)
+    whole = probe.classify(Coded(codes=codes), CALIBRATION, valid)
     for rows, cols in [(1, 47), (61, 1), (7, 13), (60, 46)]:
         for row in range(0, 61, rows):
             for col in range(0, 47, cols):
                 cut = np.s_[row : row + rows, col : col + cols]
-                got = probe.classify(codes[:, *cut], SCALE, valid[cut])
+                got = probe.classify(Coded(codes=codes[:, *cut]), CALIBRATION, valid[cut])
                 np.testing.assert_array_equal(got, whole[cut])
 
 
@@ -248,41 +252,34 @@ def test_near_ties_are_decided_alike_wherever_the_pixel_lies(field):
     weights = np.stack([base, base * (1 + 2**-50), base * (1 - 2**-51)])
     probe = _handmade(weights, np.zeros(3))
     codes, valid = field
-    whole = probe.classify(codes, SCALE, valid)
+    whole = probe.classify(Coded(codes=codes), CALIBRATION, valid)
     for row in range(61):
         for col in range(47):
-            one = probe.classify(codes[:, row : row + 1, col : col + 1], SCALE, valid[row : row + 1, col : col + 1])
+            cut = np.s_[row : row + 1, col : col + 1]
+            one = probe.classify(Coded(codes=codes[:, *cut]), CALIBRATION, valid[cut])
             assert one[0, 0] == whole[row, col]
-
-
-def test_integer_scores_are_exact_in_float64():
-    rng = np.random.default_rng(2)
-    probe = _handmade(rng.normal(size=(3, 768)) * np.logspace(-9, 9, 768), rng.normal(size=3) * 1e6)
-    weights, bias = probe._integer_scores(np.ones(768, dtype=np.float32))
-    np.testing.assert_array_equal(weights, np.rint(weights))
-    largest = max(128 * sum(abs(int(w)) for w in row) + abs(int(b)) for row, b in zip(weights, bias, strict=True))
-    assert 2**49 < largest < 2**53
 
 
 def test_equal_scores_go_to_the_first_class(field):
     codes, valid = field
-    got = _handmade(np.ones((3, DIMS)), np.zeros(3)).classify(codes, SCALE, valid)
+    got = _handmade(np.ones((3, DIMS)), np.zeros(3)).classify(Coded(codes=codes), CALIBRATION, valid)
     assert set(np.unique(got)) == {0, 255}
 
 
 def test_a_nodata_code_is_never_classified(fitted, field):
     codes, valid = field
-    got = fitted[0].classify(codes, SCALE, np.ones_like(valid))
+    got = fitted[0].classify(Coded(codes=codes), CALIBRATION, np.ones_like(valid))
     np.testing.assert_array_equal(got == 255, ~valid)
 
 
 def test_arrays_that_do_not_fit_are_refused(fitted, field):
     probe, (codes, valid) = fitted[0], field
-    for bad in [(codes[1:], SCALE[1:], valid), (codes, SCALE[1:], valid), (codes, SCALE, valid[1:])]:
+    for bad in [(codes[1:], valid), (codes.astype(np.int16), valid), (codes, valid[1:]), (codes, valid.astype(int))]:
         with pytest.raises(InvalidInputError):
-            probe.classify(*bad)
+            probe.classify(Coded(codes=bad[0]), CALIBRATION, bad[1])
+    broken = replace(CALIBRATION, scale=(math.nan,) * DIMS)
     with pytest.raises(InvalidInputError, match="scale"):
-        probe.classify(codes, SCALE * np.float32(np.nan), valid)
+        probe.classify(Coded(codes=codes), broken, valid)
 
 
 def test_saved_and_loaded_probe_gives_identical_classes(fitted, field, tmp_path):
@@ -291,7 +288,9 @@ def test_saved_and_loaded_probe_gives_identical_classes(fitted, field, tmp_path)
     probe.save(str(path))
     again = load(str(path))
     np.testing.assert_array_equal(again.weights, probe.weights)
-    np.testing.assert_array_equal(again.classify(codes, SCALE, valid), probe.classify(codes, SCALE, valid))
+    np.testing.assert_array_equal(
+        again.classify(Coded(codes=codes), CALIBRATION, valid), probe.classify(Coded(codes=codes), CALIBRATION, valid)
+    )
     assert (again.names, again.colours, again.hash, again.trained) == (probe.names, probe.colours, probe.hash, False)
     assert json.loads(again.report) == json.loads(probe.report)
     assert [p.name for p in path.parent.iterdir()] == ["probe.json"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from pipeline.plan import estimate, flops
-from pipeline.types import Box, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
+from pipeline.types import Box, Calibration, Candidates, Cell, Estimate, GridSpec, ModelCard, Numerics
 
 SIZES = {"nano": (128, 4, 8), "tiny": (192, 12, 3), "base": (768, 12, 12)}
 
@@ -143,6 +143,33 @@ def test_speed_follows_the_width_of_a_token_not_of_what_is_written():
     got = tile(model=STUDENT)
     assert got.device_s == pytest.approx(got.flops / 96e9)
     assert STUDENT.dims == 128
+
+
+def test_what_is_stored_of_a_pixel_follows_the_quantiser():
+    base = {"provisional": True, "source": "t", "model_sha256": "", "patch_px": 4, "scale": ()}
+    sizes = {
+        quantiser: estimate.Vector.of(Calibration(**base | fields)).nbytes
+        for quantiser, fields in {
+            "linear": {"scale": (1.0,) * 128},
+            "pca:64": {"method": "pca", "scale": (1.0,) * 64},
+            "per_pixel": {"method": "per_pixel", "dims": 128},
+            "float16": {"method": "float16", "dims": 128},
+            "float32": {"method": "float32", "dims": 128},
+        }.items()
+    }
+    assert sizes == {"linear": 128, "pca:64": 64, "per_pixel": 132, "float16": 256, "float32": 512}
+
+
+def test_bytes_written_and_memory_follow_what_is_stored_not_what_the_model_writes():
+    wide = tile(model=card("base"))
+    scores = tile(model=card("base"), vector=estimate.Vector(bands=64))
+    floats = tile(model=card("base"), vector=estimate.Vector(bands=768, dtype="float32"))
+    assert scores.bytes_written == pytest.approx(wide.bytes_written / 12, rel=0.05)
+    assert floats.bytes_written > 4 * wide.bytes_written
+    assert wide == tile(model=card("base"), vector=estimate.Vector(bands=768))
+    assert wide.peak_bytes - scores.peak_bytes == 2 * (768 - 64) * 512**2
+    assert floats.peak_bytes - wide.peak_bytes == 2 * 3 * 768 * 512**2
+    assert floats.flops == wide.flops
 
 
 def test_every_rate_names_its_source():

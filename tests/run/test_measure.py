@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.encode import checkpoint, rho
-from pipeline.encode.quantize import calibrate, load_calibration
+from pipeline.encode.calibration import calibrate, load_calibration
 from pipeline.errors import ConfigError, OutputError
 from pipeline.plan.ramp import halo_of, ramps_of
 from pipeline.run.measure import SITES, Shape, measure_seams, save

@@ -17,6 +17,7 @@ from pipeline.plan.grid import owned, snapped_extent
 from pipeline.run import ground as committed_ground
 from pipeline.run import seam_report
 from pipeline.run.publish import publish
+from pipeline.run.stored import Stored
 from pipeline.types import (
     BLOCK_PX,
     CELL_PX,
@@ -175,7 +176,7 @@ def ground(box, *, seed=0):
 
 @pytest.fixture
 def two_zones(tmp_path):
-    """(path, tiles by zone, write): a store on both sides of 6 degrees east at 47 north."""
+    """(store, tiles by zone, write): a store on both sides of 6 degrees east at 47 north."""
     tiles = {}
     for zone in (31, 32):
         x, y = Transformer.from_crs(4326, 32600 + zone, always_xy=True).transform(6.0, 47.0)
@@ -215,21 +216,21 @@ def two_zones(tmp_path):
             )
             store.write_tile(path, tile, made)
 
-    return path, tiles, write
+    held = Stored(place=str(path), time_index=0, calibration=spec.calibration, token_px=1)
+    return held, tiles, write
 
 
 def test_two_zones_meet_without_a_seam_where_they_see_the_same_ground(two_zones):
-    path, tiles, write = two_zones
-    scale = np.full(4, 0.1, np.float32)
+    held, tiles, write = two_zones
     write()
-    clean = seam_report.border_score(path, tiles[31], zone=31, scale=scale)
+    clean = seam_report.border_score(held, tiles[31], zone=31)
     assert (clean.kind, clean.axis) == ("zone", "border")
     assert clean.segments >= 6
     assert clean.low <= 1 <= clean.high
     assert clean.score == pytest.approx(1, abs=0.1)
-    assert seam_report.border_score(path, tiles[32], zone=32, scale=scale) is None
+    assert seam_report.border_score(held, tiles[32], zone=32) is None
     write(shift=20)
-    assert seam_report.border_score(path, tiles[31], zone=31, scale=scale).low > 1.15
+    assert seam_report.border_score(held, tiles[31], zone=31).low > 1.15
 
 
 def test_without_a_limit_a_seam_is_a_warning_only(made):

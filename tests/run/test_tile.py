@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import logging
+from concurrent.futures import Future
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from pipeline import codes
 from pipeline.account.meter import PeakMemory, StageClock
 from pipeline.encode.session import WindowFields
 from pipeline.encode.stitch import stitch
 from pipeline.errors import DataError
 from pipeline.maps.probe import Probe
 from pipeline.plan import grid
-from pipeline.run.tile import TileContext, finish
-from pipeline.types import Box, Calibration, Estimate, GridSpec, PeriodSource, Reason, Task, Tile
+from pipeline.run.map_layers import MapHead
+from pipeline.run.tile import TileContext, finish, run_tile
+from pipeline.types import Box, Calibration, Estimate, GridSpec, PeriodSource, Reason, Receipt, Task, Tile
+from pipeline.write import layout
 from tests.encode.stacks import make_stack
+from tests.quantisers import METHODS, calibration_of
 
 TILE = Tile(zone=31, row=-2, col=97, tile_px=512)
 BLOCKS = ((0, 0), (0, 1), (1, 1))
@@ -54,22 +62,24 @@ class PlaceEncoder:
         return WindowFields(values=torch.from_numpy(np.stack(values)), valid=np.stack(valid))
 
 
-def context_of(spec, encoder, heads=()):
-    calibration = Calibration(scale=(STEP,) * DIMS, provisional=True, source="t", model_sha256="", patch_px=8)
+LINEAR = Calibration(scale=(STEP,) * DIMS, provisional=True, source="t", model_sha256="", patch_px=8)
+
+
+def context_of(spec, encoder, heads=(), **further):
     return TileContext(
-        grid=spec, calibration=calibration, encoder=encoder, writer=None, commits=None, heads=heads,
-        clock=StageClock(), memory=PeakMemory(), at=lambda _stage, _tile: None,
+        grid=spec, encoder=encoder, heads=heads, clock=StageClock(), memory=PeakMemory(),
+        at=lambda _stage, _tile: None, **({"calibration": LINEAR, "writer": None, "commits": None} | further),
     )  # fmt: skip
 
 
-def finished(spec, *, task=None, holes=(), count=2, heads=(), encoder=None, sources=()):
+def finished(spec, *, task=None, holes=(), count=2, heads=(), encoder=None, sources=(), **further):
     """(result, maps, stack, origins, encoder)."""
     task = task or task_of()
     encoder = encoder or PlaceEncoder(spec)
     origins = grid.tile_windows(task.tile, task.blocks, spec)
     stack = replace(make_stack(grid.read_box(task.tile, origins, spec), count=count, holes=holes), sources=sources)
     fields = encoder.encode(stack, origins)
-    result, maps = finish(task, (stack,), fields, origins=origins, context=context_of(spec, encoder, heads))
+    result, maps = finish(task, (stack,), fields, origins=origins, context=context_of(spec, encoder, heads, **further))
     return result, maps, stack, origins, encoder
 
 
@@ -168,7 +178,7 @@ def test_a_map_of_the_same_pass_classifies_the_stored_codes(token_px):
         colours=("#112233", "#445566"), calibration="", model_sha256="", model_name="", trained=False, patch_px=8,
         created="", report="{}",
     )  # fmt: skip
-    result, maps, _, _, _ = finished(spec_of(token_px), heads=(("updown", probe),))
+    result, maps, _, _, _ = finished(spec_of(token_px), heads=(MapHead(name="updown", head=probe),))
     valid = result.reason == Reason.VALID
     ((name, layer),) = maps
     assert name == "updown"
@@ -191,3 +201,114 @@ def test_a_vector_that_is_not_finite_fails_the_tile(token_px):
     spec = spec_of(token_px)
     with pytest.raises(DataError, match="not finite"):
         finished(spec, encoder=BrokenEncoder(spec))
+
+
+@pytest.mark.parametrize(("method", "token_px"), [*((method, 8) for method in METHODS), ("power", 1)])
+def test_every_quantiser_stores_the_codes_of_the_same_vectors(method, token_px):
+    holes = tuple((period, hole(16, 16, 40, 24)) for period in (0, 1))
+    plain, _, _, _, _ = finished(spec_of(token_px), holes=holes, calibration=calibration_of("float32", DIMS))
+    calibration = calibration_of(method, DIMS)
+    result, _, _, _, _ = finished(spec_of(token_px), holes=holes, calibration=calibration, max_clipped_pct=100)
+    want = codes.encode(plain.codes, calibration)
+    assert result.codes.dtype == calibration.dtype
+    if method == "pca":
+        assert np.abs(result.codes.astype(int) - want.codes).max() <= 1
+    else:
+        np.testing.assert_array_equal(result.codes, want.codes)
+    np.testing.assert_array_equal(codes.valid_of(result.codes), result.reason == Reason.VALID)
+    assert (result.reason == Reason.NO_OBSERVATION).any()
+    assert (result.pixel_scale is None) == (method != "per_pixel")
+    if method == "per_pixel":
+        np.testing.assert_array_equal(result.pixel_scale, want.pixel_scale)
+    assert result.rms_error < 0.02 or method == "pca"
+
+
+class Records:
+    """Commits and a writer that remember what they were asked."""
+
+    def __init__(self):
+        self.receipts, self.intents = [], []
+
+    def intent(self, name, *_args, **_more):
+        self.intents.append(name)
+
+    def commit(self, receipt):
+        self.receipts.append(receipt)
+        return True
+
+    def write(self, _task, _result, _maps):
+        return ()
+
+    def check(self, _objects):
+        return 0
+
+
+def run_with(calibration, limit, *, gain=1):
+    """(records, run): what remembers, and a function that runs one tile and gives its receipt."""
+    spec, records = spec_of(), Records()
+    encoder = PlaceEncoder(spec)
+    encoder.head = lambda values: gain * torch.tanh(values * 2)
+    task = replace(task_of(), estimate=Estimate(windows=1))
+    origins = grid.tile_windows(task.tile, task.blocks, spec)
+    pixels = Future()
+    pixels.set_result((make_stack(grid.read_box(task.tile, origins, spec), count=2),))
+    encoder.encode = lambda stacks, origins: PlaceEncoder.encode(encoder, stacks[0], origins)
+    context = context_of(spec, encoder, calibration=calibration, max_clipped_pct=limit, commits=records, writer=records)
+    return records, lambda: run_tile(task, 1, reading=pixels, context=context)[0]
+
+
+TIGHT = replace(LINEAR, scale=(0.9 / 127,) * DIMS)
+"""The vectors are hyperbolic tangents: many lie above 0.9."""
+
+
+def test_a_shard_with_too_many_clipped_values_fails_before_anything_says_that_it_is_written():
+    records, run = run_with(TIGHT, 1.0)
+    with pytest.raises(DataError, match=r"z31_r-2_c97, shard \(0, 0\): \d+.\d+% of its values are clipped.*calibrate"):
+        run()
+    assert records.intents == records.receipts == []
+
+
+def test_what_saturates_is_called_so_and_the_way_out_is_another_quantiser():
+    raw = calibration_of("power_raw", DIMS)
+    assert run_with(raw, 0.0)[1]().clipped == 0  # hyperbolic tangents stay below 1
+    with pytest.raises(DataError, match="values saturate with store.quantiser=power_raw.*quantiser=power"):
+        run_with(raw, 1.0, gain=3)[1]()
+
+
+def test_below_the_limit_clipped_values_are_a_warning_and_are_in_the_receipt(caplog):
+    caplog.set_level(logging.WARNING)
+    _, run = run_with(TIGHT, 100.0)
+    receipt = run()
+    assert "are clipped with store.quantiser=linear" in caplog.text
+    ((row, col, share),) = receipt.clipped_shards
+    assert (row, col) == (0, 0)
+    assert receipt.clipped == receipt.clipped_worst == pytest.approx(share)
+    assert 0.01 < share < 0.9
+    assert 0 < receipt.rms_error < 0.2
+
+
+def test_the_share_of_each_shard_counts(monkeypatch):
+    """One block per shard; the limit lies between the mean of the tile and its worst shard."""
+    monkeypatch.setattr(layout, "MAX_SHARD_BYTES", DIMS * 256**2)
+    receipt = run_with(TIGHT, 100.0)[1]()
+    shares = {(row, col): share for row, col, share in receipt.clipped_shards}
+    assert shares.keys() == set(BLOCKS)
+    assert receipt.clipped_worst == max(shares.values()) > receipt.clipped
+    assert receipt.clipped == pytest.approx(np.mean(list(shares.values())))
+    row, col = max(shares, key=shares.get)
+    between = 100 * (receipt.clipped + receipt.clipped_worst) / 2
+    with pytest.raises(DataError, match=rf"shard \({row}, {col}\): {receipt.clipped_worst:.2%} "):
+        run_with(TIGHT, between)[1]()
+
+
+def test_receipts_of_earlier_versions_are_still_read():
+    _, run = run_with(LINEAR, 1.0)
+    receipt = run()
+    assert receipt.rms_error > 0
+    old = asdict(receipt)
+    for name in ("clipped_worst", "clipped_shards", "rms_error"):
+        del old[name]
+    found = TypeAdapter(Receipt).validate_python(json.loads(json.dumps(old)))
+    assert (found.clipped, found.clipped_worst, found.clipped_shards, found.rms_error) == (0.0, 0.0, (), None)
+    again = TypeAdapter(Receipt).validate_python(json.loads(json.dumps(asdict(receipt))))
+    assert again == receipt

@@ -7,18 +7,25 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from pipeline import codes as quantisers
 from pipeline.errors import InvalidInputError, OutputError
+from pipeline.write.contact_sheet import contact_sheet
 from pipeline.write.preview import (
     Basis,
+    brightened,
     factor_for,
+    opaque,
     pca_basis,
     png_bytes,
+    ramp,
     render,
     render_classes,
+    render_coded,
     save_png,
     shrink_classes,
     shrink_rgba,
 )
+from tests.quantisers import METHODS, calibration_of
 
 DIMS = 16
 SCALE = np.linspace(0.01, 0.03, DIMS, dtype=np.float32)
@@ -96,7 +103,7 @@ def test_samples_without_spread_are_mid_grey():
     assert np.abs(grey[:3].astype(int) - 128).max() < 10
 
 
-@pytest.mark.parametrize("sample", [np.zeros((3, 8)), np.zeros((8, 2)), np.zeros(8), np.full((8, 8), np.nan)])
+@pytest.mark.parametrize("sample", [np.zeros((3, 8)), np.zeros((8, 0)), np.zeros(8), np.full((8, 8), np.nan)])
 def test_samples_that_make_no_basis_are_refused(sample):
     with pytest.raises(InvalidInputError):
         pca_basis(sample.astype(np.float32))
@@ -237,3 +244,62 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(InvalidInputError, match="uint8"):
         save_png(str(tmp_path / "a.png"), np.zeros((4, 800, 3), dtype=np.uint8))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_vectors_of_two_dimensions_have_colours_too():
+    basis = pca_basis(np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
+    assert len(basis.mean) == 2
+    codes = np.array([[[-90, 90]], [[5, -5]]], np.int8)
+    picture = render(codes, np.full(2, 0.02, np.float32), np.ones((1, 2), bool), basis)
+    assert (picture[0, 0, :2] != picture[0, 1, :2]).all()
+    assert picture[0, :, 2].tolist() == [128, 128]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_quantiser_gives_the_colours_of_its_decoded_vectors(method):
+    calibration = calibration_of(method, DIMS)
+    vectors = np.random.default_rng(3).normal(scale=0.2, size=(DIMS, 40, 30)).astype(np.float32)
+    vectors[:, 3, 5] = np.nan
+    coded = quantisers.encode(vectors, calibration)
+    decoded = quantisers.decode(coded, calibration)
+    basis = pca_basis(decoded[:, coded.valid].T)
+    found = render_coded(coded, calibration, basis)
+    plain = render(np.nan_to_num(decoded), np.ones(len(decoded), np.float32), coded.valid, basis)
+    assert np.abs(found.astype(int) - plain).max() <= 1
+    assert found[3, 5].tolist() == [0, 0, 0, 0]
+
+
+def test_true_colours_are_brightened_alike_and_stay_transparent():
+    picture = brightened(opaque(np.array([[[0, 1, 26, 255]]] * 3, np.uint8)))
+    assert picture[0, :, 3].tolist() == [0, 255, 255, 255]
+    assert picture[0, :, 0].tolist() == [0, 0, round(255 * (25 / 254) ** (1 / 1.6)), 255]
+
+
+def test_a_ramp_gets_lighter_with_every_step():
+    light = [sum(w * int(c[k : k + 2], 16) for w, k in ((0.21, 1), (0.72, 3), (0.07, 5))) for c in ramp(12)]
+    assert len(light) == 13
+    assert np.all(np.diff(light) > 3)
+    assert ramp(0) == (ramp(4)[-1],)
+
+
+@pytest.mark.parametrize("count", [1, 3, 24])
+def test_a_sheet_shows_every_period_once_and_stays_readable(count):
+    pictures = [(f"2024-{n:02d}", np.full((50, 40, 4), (n + 1, 90, 7, 255), np.uint8)) for n in range(count)]
+    sheet = contact_sheet(pictures)
+    shown = np.where((sheet[..., 1] == 90) & (sheet[..., 2] == 7), sheet[..., 0], 0)
+    numbers, first, size = np.unique(shown, return_index=True, return_counts=True)
+    assert numbers[numbers > 0].tolist() == list(range(1, count + 1))
+    assert size[numbers > 0].min() >= 50 * 40
+    assert np.all(np.diff(first[numbers > 0]) > 0)
+    assert max(sheet.shape) <= 2000
+
+
+def test_a_period_without_observations_is_grey_on_the_sheet():
+    seen, empty = np.full((60, 60, 4), 255, np.uint8), np.zeros((60, 60, 4), np.uint8)
+    sheet = contact_sheet([("a", seen), ("b", empty)])
+    assert (sheet == (232, 236, 241, 255)).all(axis=-1).sum() >= 3600
+
+
+def test_a_sheet_of_different_pictures_is_refused():
+    with pytest.raises(InvalidInputError, match="one shape"):
+        contact_sheet([("a", np.zeros((4, 4, 4), np.uint8)), ("b", np.zeros((4, 5, 4), np.uint8))])

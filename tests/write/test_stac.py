@@ -1,103 +1,184 @@
-"""The static STAC catalogue: valid, relative, the same bytes every time."""
+"""The static STAC catalogue: valid, relative, the same bytes every time, readable wherever its writer stops."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pystac
 import pytest
+from pystac.extensions.projection import ProjectionExtension
 from shapely.geometry import shape
 
 from pipeline.types import Box
 from pipeline.write import stac
-from pipeline.write.stac import CatalogContent, Made, ZoneItem, footprint, write_catalog
+from pipeline.write.stac import CatalogContent, ItemContent, Link, Made, write_catalog
+from pipeline.write.stac_fields import PROCESSING, PROJECTION, footprint, projection
 
 NORTH = Box(zone=31, res_m=10, row=-500_000, col=50_000, height=512, width=768)
 SOUTH = Box(zone=32, res_m=40, row=80_000, col=12_000, height=64, width=64)
-PROPERTIES = (("earthpress:seam_score", 1.01), ("earthpress:seam_scores", {"tile/row": {"score": 1.01, "lines": 4}}))
+PACIFIC = Box(zone=60, res_m=10, row=100_000, col=80_000, height=512, width=6_000)
+STEPS = ((datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 9, 1, tzinfo=UTC)),)
+TWO_STEPS = (*STEPS, (datetime(2025, 3, 1, tzinfo=UTC), datetime(2025, 9, 1, tzinfo=UTC)))
+PROPERTIES = (("earthpress:seam_score", 1.01), ("processing:software", {"earthpress": "0.1.0"}))
 
 
-def content(root, *boxes):
-    return CatalogContent(
-        id="fields-2024",
-        title="Fields",
-        description="Embeddings.",
-        start=datetime(2024, 3, 1, tzinfo=UTC),
-        end=datetime(2024, 9, 1, tzinfo=UTC),
-        items=tuple(
-            ZoneItem(
-                box=box,
-                assets=(
-                    Made(
-                        key="embeddings",
-                        path=f"{root}/store.zarr/utm{box.zone:02d}",
-                        media_type=stac.ZARR,
-                        roles=("data",),
-                    ),
-                    Made(key="crops", path=f"{root}/maps/crops.tif", media_type=stac.COG, roles=("data",)),
-                ),
-                properties=PROPERTIES,
-            )
-            for box in boxes
+def item_of(root, box, start, end):
+    return ItemContent(
+        id=f"fields-utm{box.zone:02d}-{start:%Y%m%d}",
+        box=box,
+        start=start,
+        end=end,
+        assets=(
+            Made(key="embeddings", path=f"{root}/store.zarr/utm{box.zone:02d}", media_type=stac.ZARR, roles=("data",)),
+            Made(key="far", path="s3://bucket/far.tif", media_type=stac.COG, roles=("data",), fields=(("gsd", 10),)),
         ),
-        software=(("earthpress", "0.1.0"),),
+        properties=PROPERTIES,
+        links=(Link(rel="derived_from", href="https://example.org/items/S2A", media_type=stac.GEOJSON),),
+        extensions=(PROJECTION, PROCESSING),
     )
 
 
-@pytest.fixture
-def catalog(tmp_path):
-    return pystac.Collection.from_file(write_catalog(tmp_path / "stac", content(tmp_path, NORTH, SOUTH)))
+def content(root, *boxes, steps=STEPS):
+    (root / "store.zarr").mkdir(exist_ok=True)
+    for box in boxes:
+        (root / "store.zarr" / f"utm{box.zone:02d}").mkdir(exist_ok=True)
+    return CatalogContent(
+        id="fields",
+        title="Fields",
+        description="Embeddings.",
+        start=steps[0][0],
+        end=steps[-1][1],
+        items=tuple(item_of(root, box, *step) for step in steps for box in boxes),
+        keywords=("embeddings",),
+        providers=(("ESA", "Source data", ("producer", "licensor"), "https://example.org"),),
+        summaries=(("gsd", [10]),),
+        fields=(("gsd", 10),),
+        links=(Link(rel="emb:model", href="./model-x.json", media_type=stac.GEOJSON),),
+        model=ItemContent(
+            id="model-x",
+            box=None,
+            start=steps[0][0],
+            end=steps[-1][1],
+            assets=(Made(key="weights", path="urn:olmoearth:x", media_type="", roles=("mlm:model",)),),
+            properties=(("earthpress:trained", False),),
+        ),
+        files=(("configuration.json", b"{}\n"),),
+    )
 
 
-def test_the_catalogue_has_what_core_stac_requires(catalog):
-    data = catalog.to_dict()
-    assert {"type", "stac_version", "id", "description", "license", "extent", "links"} <= data.keys()
-    for item in catalog.get_items():
-        data = item.to_dict()
-        assert {"type", "stac_version", "id", "geometry", "bbox", "properties", "links", "assets"} <= data.keys()
-        assert data["collection"] == catalog.id
-        assert data["properties"]["datetime"] is None
-        assert data["properties"]["start_datetime"] == "2024-03-01T00:00:00Z"
-        assert data["properties"]["end_datetime"] == "2024-09-01T00:00:00Z"
-
-
-def test_the_catalogue_is_valid_by_the_core_schemas(catalog):
-    pytest.importorskip("jsonschema", reason="pystac validates with jsonschema; its core schemas are in the package")
+def valid(thing):
+    """By the schemas that lie inside pystac: no extension, so nothing is fetched."""
     from pystac.validation import validate_dict
 
-    for thing in (catalog, *catalog.get_items()):
-        assert validate_dict(thing.to_dict(), extensions=[])
+    return validate_dict(thing if isinstance(thing, dict) else thing.to_dict(), extensions=[])
 
 
-def test_every_zone_has_an_item_with_its_scores_and_place(catalog):
-    north, south = sorted(catalog.get_items(), key=lambda item: item.id)
-    assert (north.id, south.id) == ("fields-2024-utm31", "fields-2024-utm32")
-    assert north.properties["earthpress:seam_score"] == 1.01
-    assert north.properties["processing:software"] == {"earthpress": "0.1.0"}
-    assert north.properties["proj:code"] == "EPSG:32631"
-    assert north.properties["proj:shape"] == [512, 768]
-    assert north.properties["proj:transform"] == [10, 0, 500_000, 0, -10, 5_000_000]
-    assert north.properties["proj:bbox"] == [500_000, 4_994_880, 507_680, 5_000_000]
-    assert south.properties["proj:code"] == "EPSG:32732"
-    assert south.properties["proj:bbox"][3] == 10_000_000 - 3_200_000
-    assert catalog.extent.spatial.bboxes[1:] == [north.bbox, south.bbox]
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
 
 
-def test_hrefs_are_relative_and_no_local_path_is_inside(tmp_path, catalog):
-    item = next(catalog.get_items())
-    assert item.assets["embeddings"].href == "../store.zarr/utm31"
-    assert item.assets["crops"].href == "../maps/crops.tif"
+@pytest.mark.parametrize("boxes", [(NORTH,), (NORTH, SOUTH), (SOUTH, PACIFIC)], ids=["one", "two", "antimeridian"])
+def test_collection_items_and_model_are_valid_by_the_core_schemas(tmp_path, boxes):
+    catalog = pystac.Collection.from_file(write_catalog(tmp_path / "stac", content(tmp_path, *boxes)))
+    assert valid(catalog)
+    assert [bool(valid(item)) for item in catalog.get_items()] == [True] * len(boxes)
+    assert valid(json.loads((tmp_path / "stac" / "model-x.json").read_text(encoding="utf-8")))
+
+
+def test_two_time_steps_of_a_zone_are_two_items(tmp_path):
+    catalog = pystac.Collection.from_file(write_catalog(tmp_path / "stac", content(tmp_path, NORTH, steps=TWO_STEPS)))
+    first, second = catalog.get_items()
+    assert [first.id, second.id] == ["fields-utm31-20240301", "fields-utm31-20250301"]
+    assert first.to_dict()["properties"]["datetime"] is None
+    assert first.to_dict()["properties"]["start_datetime"] == "2024-03-01T00:00:00Z"
+    assert second.to_dict()["properties"]["end_datetime"] == "2025-09-01T00:00:00Z"
+    assert first.assets["embeddings"].href == second.assets["embeddings"].href
+    assert catalog.extent.spatial.bboxes == [first.bbox]
+
+
+def test_the_projection_of_an_item_reads_back(tmp_path):
+    catalog = pystac.Collection.from_file(write_catalog(tmp_path / "stac", content(tmp_path, NORTH, SOUTH)))
+    north, south = (ProjectionExtension.ext(item) for item in catalog.get_items())
+    assert (north.code, north.shape) == ("EPSG:32631", [512, 768])
+    assert north.transform == [10, 0, 500_000, 0, -10, 5_000_000]
+    assert north.bbox == [500_000, 4_994_880, 507_680, 5_000_000]
+    assert south.code == "EPSG:32732"
+    assert south.bbox[3] == 10_000_000 - 3_200_000
+    assert catalog.extent.spatial.bboxes[1:] == [item.bbox for item in catalog.get_items()]
+
+
+def test_a_store_in_the_south_is_described_in_its_own_plane():
+    fields = projection(SOUTH, southern=False)
+    assert fields["proj:code"] == "EPSG:32632"
+    assert fields["proj:bbox"] == [480_000, -3_202_560, 482_560, -3_200_000]
+    assert fields["proj:transform"][5] == fields["proj:bbox"][3]
+
+
+def test_hrefs_are_relative_and_no_local_path_is_inside(tmp_path):
+    write_catalog(tmp_path / "stac", content(tmp_path, NORTH))
+    item = json.loads((tmp_path / "stac" / "fields-utm31-20240301.json").read_text(encoding="utf-8"))
+    assert item["assets"]["embeddings"]["href"] == "../store.zarr/utm31"
+    assert item["assets"]["far"]["href"] == "s3://bucket/far.tif"
     for path in (tmp_path / "stac").iterdir():
         assert str(tmp_path) not in path.read_text(encoding="utf-8")
 
 
-def test_writing_again_gives_the_same_bytes(tmp_path):
+def test_every_link_of_the_catalogue_leads_to_a_file(tmp_path):
+    catalog = pystac.Collection.from_file(write_catalog(tmp_path / "stac", content(tmp_path, NORTH, SOUTH)))
+    for thing in (catalog, *catalog.get_items()):
+        local = [link.get_absolute_href() for link in thing.links if not link.get_href().startswith("https://")]
+        assert local
+        assert all(Path(href).is_file() for href in local)
+
+
+def test_writing_again_changes_no_file(tmp_path):
     folder = tmp_path / "stac"
     write_catalog(folder, content(tmp_path, NORTH))
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     write_catalog(folder, content(tmp_path, NORTH))
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert set(before) == {"collection.json", "fields-2024-utm31.json"}
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    assert set(before) == {"collection.json", "configuration.json", "model-x.json", "fields-utm31-20240301.json"}
+
+
+def test_items_of_what_is_no_more_disappear_and_foreign_files_stay(tmp_path):
+    folder = tmp_path / "stac"
+    write_catalog(folder, content(tmp_path, NORTH, SOUTH))
+    (folder / "mine.json").write_text('{"type": "Feature", "properties": {"a": 1}}', encoding="utf-8")
+    (folder / "list.json").write_text("[1, 2]", encoding="utf-8")
+    (folder / "broken.json").write_text("{", encoding="utf-8")
+    write_catalog(folder, content(tmp_path, NORTH))
+    assert "fields-utm32-20240301.json" not in names_in(folder)
+    assert {"mine.json", "list.json", "broken.json", "fields-utm31-20240301.json"} <= names_in(folder)
+
+
+class StoppedAtError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("step", ["item", "collection", "deleted"])
+def test_a_writer_stopped_at_any_step_leaves_a_catalogue_that_reads(tmp_path, step):
+    folder = tmp_path / "stac"
+    write_catalog(folder, content(tmp_path, NORTH, SOUTH))
+    new = replace(content(tmp_path, NORTH, PACIFIC), title="New")
+
+    def at(name):
+        if name == step:
+            raise StoppedAtError
+
+    with pytest.raises(StoppedAtError):
+        write_catalog(folder, new, at=at)
+    catalog = pystac.Collection.from_file(str(folder / "collection.json"))
+    assert catalog.title == ("Fields" if step == "item" else "New")
+    assert len(list(catalog.get_items())) == 2
+    write_catalog(folder, new)
+    assert {item.id for item in pystac.Collection.from_file(str(folder / "collection.json")).get_items()} == {
+        "fields-utm31-20240301",
+        "fields-utm60-20240301",
+    }
+    assert "fields-utm32-20240301.json" not in names_in(folder)
 
 
 @pytest.mark.parametrize("box", [NORTH, SOUTH])
@@ -120,7 +201,7 @@ def test_the_footprint_holds_the_corners(box):
 
 
 def test_a_footprint_across_the_antimeridian_has_two_parts():
-    geometry, bbox = footprint(Box(zone=60, res_m=10, row=100_000, col=80_000, height=512, width=6_000))
+    geometry, bbox = footprint(PACIFIC)
     parts = shape(geometry)
     assert geometry["type"] == "MultiPolygon"
     assert [p.is_valid for p in parts.geoms] == [True, True]
@@ -128,3 +209,10 @@ def test_a_footprint_across_the_antimeridian_has_two_parts():
     assert (bbox[0], bbox[2]) == (parts.geoms[0].bounds[0], pytest.approx(parts.geoms[1].bounds[2]))
     assert parts.geoms[0].bounds[2] == 180
     assert parts.geoms[1].bounds[0] == -180
+
+
+def test_the_whole_of_a_catalogue_across_the_antimeridian_spans_the_globe(tmp_path):
+    write_catalog(tmp_path / "stac", content(tmp_path, NORTH, PACIFIC))
+    boxes = json.loads((tmp_path / "stac" / "collection.json").read_text(encoding="utf-8"))["extent"]["spatial"]["bbox"]
+    assert (boxes[0][0], boxes[0][2]) == (-180, 180)
+    assert len(boxes) == 3

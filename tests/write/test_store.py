@@ -407,11 +407,6 @@ def test_an_extent_that_is_not_whole_tiles_is_refused(changed):
         changed(extents=(Box(zone=31, res_m=10, row=0, col=100, height=256, width=256),))
 
 
-def test_object_stores_are_refused_with_a_way_out(spec):
-    with pytest.raises(OutputError, match="use a folder"):
-        create_store("s3://bucket/store.zarr", spec)
-
-
 def test_time_steps_are_found_by_their_dates(store):
     assert time_index(store, datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 9, 1, tzinfo=UTC)) == 0
     with pytest.raises(OutputError, match="no time step 2025"):
