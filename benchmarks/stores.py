@@ -51,7 +51,7 @@ from pipeline.types import BLOCK_PX, COLOUR_M, PIXEL_M, Box, Embedding, GridSpec
 from pipeline.write import layout, quality, store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -121,6 +121,16 @@ class Read:
         return f"{self.objects:.0f} / {self.requests:.0f} / {self.nbytes / 1e6:.2f}"
 
 
+@dataclass(frozen=True)
+class Codec:
+    """One chunk, one thread: ratio, and MB/s of raw codes by the thread's clock."""
+
+    name: str
+    ratio: float
+    packed: float
+    unpacked: float
+
+
 @dataclass(eq=False)
 class Row:
     """What one layout gave; bytes are of the vectors of the tile that was written."""
@@ -131,6 +141,7 @@ class Row:
     stored_bytes: int = 0
     rival_bytes: int = 0
     shuffled: float = 0.0
+    codecs: tuple[Codec, ...] = ()
     wrote: Timing = field(default_factory=Timing)
     checked: Timing = field(default_factory=Timing)
     rival: Timing = field(default_factory=Timing)
@@ -295,6 +306,30 @@ def shuffled(values: NDArray[Any]) -> float:
     return compressed(flat[:, np.random.default_rng(0).permutation(flat.shape[1])])
 
 
+def codecs_of(values: NDArray[Any], *, passes: int = 3) -> tuple[Codec, ...]:
+    """The store's codec beside others, on one chunk of (band, row, col) codes."""
+    from numcodecs import Blosc, Zstd
+
+    data, found = np.ascontiguousarray(values), []
+    choices = {
+        "Blosc zstd 1, bitshuffle": Blosc("zstd", 1, Blosc.BITSHUFFLE),
+        "Blosc zstd 3, bitshuffle": Blosc("zstd", 3, Blosc.BITSHUFFLE),
+        "zstd (Zarr's default)": Zstd(0),
+        "Blosc lz4, bitshuffle": Blosc("lz4", 1, Blosc.BITSHUFFLE),
+    }
+    for name, codec in choices.items():
+        spent: list[tuple[float, float]] = []
+        for _ in range(passes):
+            began = time.thread_time()
+            packed = codec.encode(data)
+            half = time.thread_time()
+            codec.decode(packed)
+            spent.append((half - began, time.thread_time() - half))
+        speeds = (data.nbytes / 1e6 / statistics.median(column) for column in zip(*spent, strict=True))
+        found.append(Codec(name, data.nbytes / len(packed), *speeds))
+    return tuple(found)
+
+
 def noise_ratio(shape: tuple[int, ...]) -> float:
     return compressed(np.random.default_rng(0).integers(-127, 128, shape, np.int8))
 
@@ -350,6 +385,7 @@ def measured(name: str, coded: Coded, spec: layout.StoreSpec, *, folder: Path, r
     if coded.codes.shape[-1] % chunk or coded.codes.shape[-1] % window:
         raise SystemExit(f"a piece of {coded.codes.shape[-1]} px is not whole chunks of {chunk} and {window}")
     row.shuffled = shuffled(coded.codes[:, :chunk, :chunk])
+    row.codecs = codecs_of(coded.codes[:, :chunk, :chunk]) if rival else ()
     ours, theirs = folder / "ours.zarr", folder / "rival.zarr"
     for _ in range(rounds):
         for path in (ours, theirs):
@@ -360,8 +396,7 @@ def measured(name: str, coded: Coded, spec: layout.StoreSpec, *, folder: Path, r
         if rival:
             row.rival.of(lambda: plain(theirs, data.codes, window))
     files = objects_in(ours, [one.name for one in layout.arrays(spec)])
-    if sorted(files) != sorted(key for key, _ in objects) or len(files) != objects_of_tile(spec):
-        raise SystemExit(f"{name}: {len(files)} files, {len(objects)} written, {objects_of_tile(spec)} by the layout")
+    check_files(name, files, [key for key, _ in objects], count=objects_of_tile(spec))
     row.stored_bytes = vector_bytes(files)
     row.reads = random_reads(ours, f"{layout.zone_name(tile.zone)}/embeddings", window=window)
     if rival:
@@ -370,6 +405,17 @@ def measured(name: str, coded: Coded, spec: layout.StoreSpec, *, folder: Path, r
     for path in (ours, theirs):
         shutil.rmtree(path, ignore_errors=True)
     return row
+
+
+def check_files(name: str, files: Iterable[str], written: Sequence[str], *, count: int) -> None:
+    """Refuse figures about other objects than those of the layout.
+
+    Raises:
+        SystemExit: The files that lie there, those written and those by the layout are not the same.
+    """
+    there = sorted(files)
+    if there != sorted(written) or len(there) != count:
+        raise SystemExit(f"{name}: {len(there)} files, {len(written)} written, {count} by the layout")
 
 
 def plain(path: Path, values: NDArray[np.int8], chunk: int) -> None:
@@ -393,46 +439,79 @@ def header(*names: str) -> list[str]:
 
 
 def stores_table(rows: Sequence[Row]) -> str:
-    """Sizes, speeds and objects of every layout; of the rival after a slash."""
+    """Speeds and sizes; ours, then the rival."""
     lines = header(
         "dims, stored",
-        "shard / chunk px",
-        "written tile px",
-        "written, rival MB/s",
+        "tile px, MB",
+        "written MB/s",
+        "rival",
         "CPU s/GB",
+        "rival",
         "checked MB/s",
-        "ratio, rival",
+        "ratio",
+        "rival",
         "shuffled",
         "MB/km2",
-        "vector objects / 1000 km2, rival",
-        "all objects / 1000 km2",
-        f"x {EDGES}",
-        f"all, tiles of {CPU_TILE_PX} px",
     )
     for row in rows:
-        whole, raw = resized(row.spec, TILE_PX), row.raw_bytes
-        array, every = layout.arrays(whole)[0], per_1000_km2(objects_of_tile(whole), tile_px=TILE_PX)
-        small = per_1000_km2(objects_of_tile(resized(row.spec, CPU_TILE_PX)), tile_px=CPU_TILE_PX)
-        own = per_1000_km2(objects_of_tile(whole, VECTORS), tile_px=TILE_PX)
+        raw = row.raw_bytes
         lines.append(
             line(
                 [
                     row.name,
-                    f"{array.shard_px} / {array.chunk_px}",
-                    row.spec.tile_px,
-                    f"{row.wrote.mb_per_s(raw):.0f}, {row.rival.mb_per_s(raw):.0f}",
-                    f"{row.wrote.cpu_s_per_gb(raw):.1f}, {row.rival.cpu_s_per_gb(raw):.1f}",
+                    f"{row.spec.tile_px}, {raw / 1e6:.0f}",
+                    f"{row.wrote.mb_per_s(raw):.0f}",
+                    f"{row.rival.mb_per_s(raw):.0f}",
+                    f"{row.wrote.cpu_s_per_gb(raw):.1f}",
+                    f"{row.rival.cpu_s_per_gb(raw):.1f}",
                     f"{row.checked.mb_per_s(raw):.0f}",
-                    f"{raw / row.stored_bytes:.2f}, {raw / row.rival_bytes:.2f}",
+                    f"{raw / row.stored_bytes:.2f}",
+                    f"{raw / row.rival_bytes:.2f}",
                     f"{row.shuffled:.2f}",
-                    f"{row.stored_bytes / 1e6 / row.km2:.2f}",
-                    f"{own:.1f}, {per_1000_km2(1, tile_px=WINDOW_PX):.0f}",
-                    f"{every:.1f}",
-                    f"{EDGES * every:.1f}",
-                    f"{small:.0f}",
+                    f"{row.stored_bytes / 1e6 / row.km2:.3f}",
                 ]
             )
         )
+    return "\n".join(lines)
+
+
+def objects_table(rows: Sequence[Row]) -> str:
+    """Objects per 1000 km2 by the layout."""
+    lines = header(
+        "objects / 1000 km2 of",
+        "shard px",
+        "chunk px",
+        "vectors",
+        "all layers",
+        f"all x {EDGES}",
+        f"all, tiles of {CPU_TILE_PX} px",
+        "rival's vectors",
+    )
+    for row in rows:
+        whole, small = resized(row.spec, TILE_PX), resized(row.spec, CPU_TILE_PX)
+        array, every = layout.arrays(whole)[0], per_1000_km2(objects_of_tile(whole), tile_px=TILE_PX)
+        lines.append(
+            line(
+                [
+                    row.name,
+                    array.shard_px,
+                    array.chunk_px,
+                    f"{per_1000_km2(objects_of_tile(whole, VECTORS), tile_px=TILE_PX):.1f}",
+                    f"{every:.1f}",
+                    f"{EDGES * every:.1f}",
+                    f"{per_1000_km2(objects_of_tile(small), tile_px=CPU_TILE_PX):.0f}",
+                    f"{per_1000_km2(1, tile_px=WINDOW_PX):.0f}",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def codecs_table(rows: Sequence[Row]) -> str:
+    lines = header("ratio, MB/s packed, unpacked", *(one.name for one in rows[0].codecs))
+    for row in rows:
+        cells = [f"{one.ratio:.2f}, {one.packed:.0f}, {one.unpacked:.0f}" for one in row.codecs]
+        lines.append(line([row.name, *cells]))
     return "\n".join(lines)
 
 
@@ -504,6 +583,7 @@ def main() -> None:
     rows: list[Row] = []
     quantised: list[Row] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as temp:
+        plain(Path(temp, "warm.zarr"), np.zeros((1, 8, 8), np.int8), 8)  # imports what the rival needs
         for dims in sorted({*args.dims, args.quantised} - {0}):
             content = encoded(dims)
             print(f"{dims}: encoded after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -544,7 +624,7 @@ def row_of(
 
 def show(rows: Sequence[Row], quantised: Sequence[Row], *, dims: int) -> None:
     print(f"uniform noise: ratio {noise_ratio((64, 256, 256)):.2f}\n")
-    print(stores_table(rows), reads_table(rows), sep="\n\n")
+    print(stores_table(rows), objects_table(rows), reads_table(rows), codecs_table(rows), sep="\n\n")
     if quantised:
         print(f"\n{dims} dimensions at 10 m:\n\n{quantisers_table(quantised)}")
 

@@ -242,6 +242,9 @@ TOKEN_RATIO = {"int8": 1.2, "float16": 1.3, "float32": 1.2}
 stitched fields of the simulated sample, random nano and tiny, patch 4 and 8; floats: random nano, patch 4)."""
 STEP_BYTES = 4
 """Of the value of a code step of one pixel, for ``per_pixel``; taken as incompressible."""
+GRADED_RATIO = 2.5
+"""Raw bytes per stored byte of a map layer that is not made of classes: probabilities, confidence, numbers. From
+probabilities of the simulated sample (2.2 to 3.1); floats come close to the lower end of that or below."""
 EXTRA_BYTES_PER_PX = 0.1
 """Stored bytes of ``reason``, ``n_obs`` and class maps together, per pixel of the store: long runs of one value, two or
 three layers."""
@@ -292,6 +295,7 @@ def estimate_tile(
     rate: Rate,
     feeds: tuple[Feed, ...] = (Feed(),),
     vector: Vector | None = None,
+    layer_bytes: int = 0,
 ) -> Estimate:
     """Price one tile.
 
@@ -308,6 +312,7 @@ def estimate_tile(
         rate: Speed and price.
         feeds: Sensors that are fed.
         vector: What is stored of a pixel; None: int8, as many numbers as the model writes.
+        layer_bytes: Bytes per pixel of the map layers that are not made of classes.
 
     Raises:
         ConfigError: The model does not take a sensor.
@@ -332,9 +337,17 @@ def estimate_tile(
             )
             for feed in feeds
         ),
-        bytes_written=_bytes_written(blocks, vector=vector, grid=grid),
+        bytes_written=_bytes_written(blocks, vector=vector, layer_bytes=layer_bytes, grid=grid),
         peak_bytes=_peak_bytes(
-            windows, card=card, grid=grid, periods=periods, read_box=read_box, rate=rate, feeds=feeds, vector=vector
+            windows,
+            card=card,
+            grid=grid,
+            periods=periods,
+            read_box=read_box,
+            rate=rate,
+            feeds=feeds,
+            vector=vector,
+            layer_bytes=layer_bytes,
         ),
         device_s=device_s,
         usd=None if price is None or not speed else device_s / rate.devices * price / 3600.0,
@@ -388,10 +401,10 @@ def _native(feed: Feed) -> tuple[tuple[int, int, int, int], ...]:
     return NATIVE[feed.sensor, feed.resampling]
 
 
-def _bytes_written(blocks: int, *, vector: Vector, grid: GridSpec) -> int:
+def _bytes_written(blocks: int, *, vector: Vector, layer_bytes: int, grid: GridSpec) -> int:
     ratio = (STORE_RATIO if grid.token_px == 1 else TOKEN_RATIO)[vector.dtype]
     steps = STEP_BYTES if vector.stepped else 0
-    each = (vector.nbytes - steps) / ratio + steps + EXTRA_BYTES_PER_PX
+    each = (vector.nbytes - steps) / ratio + steps + layer_bytes / GRADED_RATIO + EXTRA_BYTES_PER_PX
     return round(blocks * (BLOCK_PX // grid.token_px) ** 2 * each)
 
 
@@ -423,6 +436,7 @@ def _peak_bytes(
     rate: Rate,
     feeds: tuple[Feed, ...],
     vector: Vector,
+    layer_bytes: int,
 ) -> int:
     """Host memory of the process at its fullest: everything below is alive while a tile is stitched and written.
 
@@ -434,7 +448,7 @@ def _peak_bytes(
         for feed in feeds
         for res, count, pad, size in _native(feed)
     )
-    codes = 2 * vector.nbytes * (grid.tile_px // grid.token_px) ** 2
+    codes = (2 * vector.nbytes + layer_bytes) * (grid.tile_px // grid.token_px) ** 2
     always = PROCESS_BYTES + 4 * card.parameters + READS_HELD * stack + _reading_bytes(stack, grid=grid, feeds=feeds)
     if rate.numerics.device != "cpu":
         return always + CUDA_BYTES + codes

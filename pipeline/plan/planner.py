@@ -72,6 +72,7 @@ class Basis:
         heads: (map name, content hash of its head).
         rate: Prices and speed, for the estimate.
         mask: Cloud mask that ranks scenes, with its version; "" when none does.
+        layer_bytes: Bytes per pixel of the map layers that are not made of classes.
     """
 
     grid: GridSpec
@@ -81,6 +82,7 @@ class Basis:
     heads: tuple[tuple[str, str], ...]
     rate: estimate.Rate
     mask: str = ""
+    layer_bytes: int = 0
 
 
 def make_plan(
@@ -402,6 +404,7 @@ def _task(
         rate=basis.rate,
         feeds=feeds,
         vector=estimate.Vector.of(basis.calibration),
+        layer_bytes=basis.layer_bytes,
     )
     return Task(tile=tile, blocks=blocks, candidates=candidates, fingerprint=fingerprint, estimate=priced)
 

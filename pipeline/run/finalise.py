@@ -168,20 +168,27 @@ class _Room:
         with durable.locked(self.root / LOCK, exclusive=True):
             durable.sweep(self.root / "maps", older_than_s=SWEEP_S)
             tiles = ground.committed(self.plan)  # under the lock: whoever comes later sees at least as much
-            chosen = tuple(self._chosen(only))
+            try:
+                chosen = tuple(self._chosen(only))
+            except InvalidInputError:
+                # The file of a head is gone. The end of a run, and a report of an old one, need it no more.
+                if checked or not self._same_ground(tiles):
+                    raise
+                return self._found(names=None)
             for made in chosen:
                 if not self._current("maps", made.name, self._state(made, tiles), checked=checked):
                     self.make(made, tiles)
             if mosaics:
                 for made in chosen:
-                    self._mosaics(made, tiles, wanted=wanted, checked=checked)
-            return self._found(tiles)
+                    self._mosaics(made, wanted=wanted, checked=checked)
+            return self._found(names={made.name for made in self._chosen(None)})
 
     def make(self, made: ClassMap | ValueMap, tiles: Tiles) -> MapFiles:
         files = class_maps.publish_map(self.plan, [tile for tile, _ in tiles], made, at=self.at)
         paths = [path for kind in MAP_FIELDS for path in getattr(files, kind)]
         listed = {kind: [self._name(path) for path in getattr(files, kind)] for kind in MAP_FIELDS}
-        self._remember("maps", made.name, {"state": self._state(made, tiles), **listed}, paths)
+        state = {"state": self._state(made, tiles), "ground": _ground(self.plan, tiles)}
+        self._remember("maps", made.name, state | listed, paths)
         return files
 
     def _chosen(self, only: str | None) -> Iterator[ClassMap | ValueMap]:
@@ -194,7 +201,6 @@ class _Room:
     def _mosaics(
         self,
         made: ClassMap | ValueMap,
-        tiles: Tiles,
         *,
         wanted: tuple[str | None, float | None],
         checked: bool,
@@ -207,7 +213,7 @@ class _Room:
             asked.append((mosaic.chosen_crs(crs, virtuals), resolution_m))
         for target, side_m in dict.fromkeys(asked):
             path = self._mosaic_path(made.name, target, side_m)
-            state = content_hash([self._state(made, tiles), target, side_m])
+            state = _mosaic_state(held["maps"][made.name], target, side_m)
             if self._current("mosaics", path.name, state, checked=checked):
                 continue
             mosaic.write_mosaic(path, virtuals, crs=target, side_m=side_m, at=self.at)
@@ -220,8 +226,15 @@ class _Room:
         return self.root / "maps" / f"{name}_{crs.lower().replace(':', '')}{side}.tif"
 
     def _state(self, made: ClassMap | ValueMap, tiles: Tiles) -> str:
-        objects = [[t.id, r.fingerprint, r.objects] for t, r in tiles]
-        return content_hash([VERSION, self.plan.recipe, objects, made.identity])
+        return content_hash([VERSION, _ground(self.plan, tiles), made.identity])
+
+    def _same_ground(self, tiles: Tiles) -> bool:
+        maps = self._read()["maps"]
+        return bool(maps) and all(
+            record["ground"] == _ground(self.plan, tiles)
+            and self._current("maps", name, record["state"], checked=False)
+            for name, record in maps.items()
+        )
 
     def _current(self, kind: str, name: str, state: str, *, checked: bool) -> bool:
         record = self._read()[kind].get(name)
@@ -233,11 +246,11 @@ class _Room:
 
     def _remember(self, kind: str, name: str, record: dict[str, Any], paths: Sequence[str]) -> None:
         held = self._read()
-        files = {self._name(path): _seen(Path(path)) for path in paths}
+        sides = [side for path in paths if Path(side := f"{path}.aux.xml").is_file()]
+        files = {self._name(path): _seen(Path(path)) for path in (*paths, *sides)}
         for old in held[kind].get(name, {"files": {}})["files"]:
             if old not in files:  # of a smaller or larger area, or with bands that there are no more
                 (self.root / old).unlink(missing_ok=True)
-                (self.root / f"{old}.aux.xml").unlink(missing_ok=True)
         held[kind][name] = {**record, "files": files}
         self.at("made")
         text = json.dumps({"version": VERSION, **held}, indent=1, sort_keys=True) + "\n"
@@ -254,20 +267,20 @@ class _Room:
             pass
         return {"maps": {}, "mosaics": {}}
 
-    def _found(self, tiles: Tiles) -> Finalised:
+    def _found(self, *, names: set[str] | None) -> Finalised:
+        """What the receipt lists of the maps ``names``; None: of all."""
         held = self._read()
-        every = {made.name: made for made in self._chosen(None)}
         maps, mosaics, stale = [], [], []
         for name, record in sorted(held["maps"].items()):
-            if name in every:
+            if names is None or name in names:
                 listed = {kind: tuple(str(self.root / file) for file in record[kind]) for kind in MAP_FIELDS}
                 maps.append((name, MapFiles(**listed)))
         for file, record in sorted(held["mosaics"].items()):
             path = self.root / "maps" / file
-            made = every.get(record["map"])
-            if made is None or not path.is_file():
+            known = record["map"] in held["maps"] and (names is None or record["map"] in names)
+            if not known or not path.is_file():
                 continue
-            if record["state"] != content_hash([self._state(made, tiles), record["crs"], record["resolution_m"]]):
+            if record["state"] != _mosaic_state(held["maps"][record["map"]], record["crs"], record["resolution_m"]):
                 stale.append(str(path))
                 continue
             mosaics.append(
@@ -283,6 +296,15 @@ class _Room:
 
     def _name(self, path: str) -> str:
         return Path(path).relative_to(self.root).as_posix()
+
+
+def _ground(plan: Plan, tiles: Tiles) -> str:
+    """Hash of everything committed."""
+    return content_hash([plan.recipe, [[t.id, r.fingerprint, r.objects] for t, r in tiles]])
+
+
+def _mosaic_state(of_map: dict[str, Any], crs: str, side_m: float | None) -> str:
+    return content_hash([of_map["state"], crs, side_m])
 
 
 def _seen(path: Path) -> dict[str, Any]:

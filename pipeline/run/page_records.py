@@ -214,6 +214,7 @@ def _probe_table(path: Path) -> page.Table:
     head = heads.load(str(path))
     report = json.loads(head.report)
     notes = " ".join(report.get("notes", ()))
+    columns: tuple[str, ...]
     if isinstance(head, Probe):
         columns, rows = PROBE_COLUMNS, report.get("classes", ())
         note = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import numpy as np
 import psutil
 
 from pipeline.errors import ConfigError, InvalidInputError
@@ -31,7 +32,6 @@ from pipeline.write.place import place_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.config import EncodeSettings, InputSettings, Settings
@@ -115,6 +115,14 @@ def prepare(
         ),
         rate=_rate(settings, model, spec=spec, periods=periods, numerics=numerics),
         mask=mask,
+        layer_bytes=sum(
+            np.dtype(layer.dtype).itemsize
+            for layer in (
+                *(layer for head in heads for layer in head.layers),
+                *layout.instability_layers(unsure_maps(settings)),
+            )
+            if not layer.classes
+        ),
     )
     plan = planner.make_plan(settings, basis, now=now, held=held_blocks(str(settings.output)), note=note)
     check_places(plan)

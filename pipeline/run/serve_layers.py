@@ -28,6 +28,7 @@ from pipeline.run.served import (
     usual_range,
     zooms,
 )
+from pipeline.run.stored import calibration_of
 from pipeline.types import COLOUR_M, Box, Calibration, Reason
 from pipeline.write import preview, store, true_colour
 from pipeline.write.opened import open_zone, shared
@@ -181,18 +182,7 @@ class _Held:
     @property
     def calibration(self) -> Calibration:
         """What is needed of it to read the codes (scores, for ``pca``)."""
-        own, array = self.group.attrs["earthpress"]["calibration"], self.group["embeddings"]
-        method = own.get("method") or ("linear" if array.dtype == np.int8 else array.dtype.name)
-        scale = tuple(np.asarray(self.group["scale"][...]).tolist()) if "scale" in self.group else ()
-        return Calibration(
-            scale=scale if method in ("linear", "pca") else (),
-            provisional=bool(own["provisional"]),
-            source=str(own["source"]),
-            model_sha256=str(own["model_sha256"]),
-            patch_px=int(own["patch_px"]),
-            method=method,
-            dims=int(array.shape[1]),
-        )
+        return calibration_of(self.group)
 
     def samples(self, name: str, step: int) -> Iterator[tuple[Box, NDArray[Any]]]:
         """Windows of an array, spread over every zone, that hold anything."""

@@ -88,9 +88,11 @@ def section(pictures: Sequence[Picture], view: MapView) -> str:
     layers = _layers(pictures)
     bases = [n for n, layer in enumerate(layers) if layer[0][1].kind in _BACKGROUNDS]
     overlays = [n for n in range(len(layers)) if n not in bases]
+    drawn = sorted(view.tiles, key=lambda tile: tile.state == "done")  # where tiles are left out, finished ones are
     data = {
         "layers": [_layer_data(layer) for layer in layers],
-        "tiles": [_tile_data(tile) for tile in view.tiles[:MAX_TILES]],
+        "tiles": [_tile_data(tile) for tile in drawn[:MAX_TILES]],
+        "more": len(drawn) > MAX_TILES,
         "tile_m": view.tile_m,
         "area": [_flat(ring) for ring in view.area],
         "reference_lon": view.reference_lon,

@@ -138,6 +138,7 @@ def assemble(sources: Sequence[Path], target: Path, form: Form) -> None:
                 OVERVIEW_RESAMPLING=form.bands[0].overview.upper(),
                 **({"OVERVIEW_COUNT": 1} if longest <= BLOCK_PX else {}),  # else GDAL makes none here
                 BIGTIFF="IF_SAFER",
+                NUM_THREADS="ALL_CPUS",
             )
             return
         factors = [2]
@@ -163,6 +164,7 @@ def assemble(sources: Sequence[Path], target: Path, form: Form) -> None:
             ALPHA="NO",
             COPY_SRC_OVERVIEWS="YES",
             BIGTIFF="IF_SAFER",
+            NUM_THREADS="ALL_CPUS",
         )
 
 

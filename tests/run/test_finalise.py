@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,12 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import InvalidInputError, OutputError
+from pipeline.maps import heads
 from pipeline.maps.probe import Probe
 from pipeline.maps.ridge import Regressor
 from pipeline.plan.planner import load_plan
 from pipeline.run import class_maps, ground
 from pipeline.run.finalise import RECEIPT, bring, finalise
-from pipeline.run.heads import map_store
 from pipeline.run.map_layers import BANDS
 from pipeline.run.publish import publish
 from pipeline.write import areas, geotiff, qml
@@ -54,6 +55,12 @@ def regressor_of(plan):
     return Regressor(weights=weights, bias=3.0, name="height", units="m", low=-2.0, high=8.0, **owner(plan))
 
 
+def keep(output, name, head, *, bands=()):
+    """What ``earthpress map`` leaves beside the files of a map."""
+    (output / "maps").mkdir(exist_ok=True)
+    heads.keep(head, str(output / "maps" / f"{name}{class_maps.PROBE_SUFFIX}"), bands=bands)
+
+
 @pytest.fixture(scope="module")
 def mapped(sample, tmp_path_factory):
     """The output of a run over the border of zones 31 and 32 in the south, with a map of classes and one of numbers."""
@@ -63,10 +70,9 @@ def mapped(sample, tmp_path_factory):
         inputs={"catalog": str(two_granules(folder / "scenes", LAT))},
     )  # fmt: skip
     plan, _ = run_request(settings)
-    probe_of(plan).save(str(folder / "crops.json"))
-    regressor_of(plan).save(str(folder / "height.json"))
-    map_store(plan.output, str(folder / "crops.json"), bands=BANDS)
-    map_store(plan.output, str(folder / "height.json"))
+    keep(folder / "out", "crops", probe_of(plan), bands=BANDS)
+    keep(folder / "out", "height", regressor_of(plan))
+    publish(plan.output)
     return folder / "out"
 
 
@@ -167,26 +173,24 @@ def test_areas_are_those_of_the_pixels_and_stand_in_the_report(mapped):
 
 def test_groups_lie_on_the_lattice_and_do_not_overlap(out, monkeypatch):
     monkeypatch.setattr(ground, "GROUP_PX", 256)
+    plan = load_plan(str(out))
+    whole = {zone: opened(out / "maps" / f"crops_utm{zone}_all.vrt")[0] for zone in (31, 32)}
     shutil.rmtree(out / "maps")
     (out / RECEIPT).unlink()
-    plan = load_plan(str(out))
     groups = list(ground.groups(plan))
     assert len(groups) >= 4
     for k, box in enumerate(groups):
         assert all(edge % 256 == 0 for edge in (box.row, box.col, box.row_stop, box.col_stop))
         assert all(box.zone != other.zone or box.intersect(other) is None for other in groups[k + 1 :])
-    probe_of(plan).save(str(out.parent / "crops.json"))
-    made = map_store(str(out), str(out.parent / "crops.json"))
-    assert len(made.maps) == len(groups)
-    for path in made.maps:
+    keep(out, "crops", probe_of(plan), bands=BANDS)
+    cogs = bring(plan).of("cogs")
+    assert len(cogs) == len(groups)
+    for path in cogs:
         with rasterio.open(path) as found:
             assert f"_r{round((10_000_000 - found.transform.f) / 2560)}_" in path
             assert f"_c{round(found.transform.c / 2560)}." in path
-    for virtual in made.virtuals:
-        pixels = opened(virtual)[0]
-        reference = opened(Path(made.store).parent / "maps" / Path(virtual).name)[0]
-        np.testing.assert_array_equal(pixels, reference)
-    assert sum((opened(v)[0] < 255).sum() for v in made.virtuals) == sum((opened(c)[0] < 255).sum() for c in made.maps)
+    for zone, pixels in whole.items():
+        np.testing.assert_array_equal(opened(out / "maps" / f"crops_utm{zone}_all.vrt")[0], pixels)
 
 
 # --- once -------------------------------------------------------------------------------------------------------------
@@ -198,6 +202,16 @@ def test_a_second_call_writes_nothing_and_says_so(out):
     assert made.written == ()
     assert made.lines()[-1] == "nothing has changed: no file was written"
     assert {file: file.stat().st_mtime_ns for file in (out / "maps").iterdir()} == before
+
+
+def test_a_report_needs_no_head_once_the_maps_are_made(out):
+    (out / "maps" / "crops.probe.json").write_text("{}")
+    assert bring(load_plan(str(out))).of("virtuals")
+    with pytest.raises(InvalidInputError, match="not a probe file"):
+        finalise(str(out))
+    (out / "maps" / "crops_utm31_all.vrt").unlink()
+    with pytest.raises(InvalidInputError, match="not a probe file"):
+        bring(load_plan(str(out)))
 
 
 def test_what_was_lost_or_changed_is_made_again_byte_for_byte(out):
@@ -264,13 +278,12 @@ def fresh():
 def held():
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((root / "maps").glob("[!.]*"))}
 
+fresh()
 for step in sys.argv[2:]:
-    fresh()
-    killed = in_child(step)
-    seen = held()
-    ended = in_child(None)
-    left = [f.name for f in (root / "maps").glob(".*") if f.is_dir()]
-    print(json.dumps({"step": step, "killed": killed, "seen": seen, "ended": ended, "after": held(), "left": left}))
+    print(json.dumps({"step": step, "killed": in_child(step), "seen": held()}))
+ended = in_child(None)
+left = [f.name for f in (root / "maps").glob(".*") if f.is_dir()]
+print(json.dumps({"ended": ended, "seen": held(), "left": left}))
 """
 STEPS = ("filled", "written", "names", "placed", "virtual", "temp", "areas", "pictures", "made")
 
@@ -283,15 +296,14 @@ def test_a_process_that_is_killed_leaves_whole_files_and_the_next_one_the_same(o
         [sys.executable, "-c", KILLING, str(out), *STEPS],
         capture_output=True, text=True, timeout=300, cwd=PROJECT, check=True,
     )  # fmt: skip
-    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    *found, last = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [one["step"] for one in found] == list(STEPS)
     for one in found:
-        assert one["killed"] == 9, one["step"]
+        assert one["killed"] == signal.SIGKILL, one["step"]
+        assert one["seen"].items() <= wanted.items(), one["step"]
         if one["step"] in ("filled", "written", "names"):
             assert not [name for name in one["seen"] if name.endswith(".tif")], one["step"]
-        assert one["seen"].items() <= wanted.items(), one["step"]
-        assert (one["ended"], one["left"]) == (0, []), one["step"]
-        assert one["after"] == wanted, one["step"]
+    assert last == {"ended": 0, "seen": wanted, "left": []}
 
 
 # --- mosaics ----------------------------------------------------------------------------------------------------------
@@ -308,9 +320,11 @@ def test_a_mosaic_of_all_zones_is_made_once_and_kept_up_to_date(out, mapped):
     area = sum(a.km2 for a in areas.read_areas(out / "maps" / "crops.areas.json") if a.zone == 0)
     assert known / 1e6 == pytest.approx(area * np.cos(np.radians(LAT)) ** -1, rel=0.05)
     assert finalise(str(out), crs="EPSG:4326", only="crops", resolution_m=20).written == ()
-    assert publish(str(out)).mosaics == (mosaic.path,)
-    probe_of(load_plan(str(out)), seed=5).save(str(out.parent / "crops.json"))
-    assert map_store(str(out), str(out.parent / "crops.json"), bands=BANDS).mosaics == ()
+    plan = load_plan(str(out))
+    assert bring(plan).mosaics == (mosaic,)
+    keep(out, "crops", probe_of(plan, seed=5), bands=BANDS)
+    later = bring(plan)
+    assert (later.mosaics, later.stale) == ((), (mosaic.path,))
     old = digest(out, "crops_epsg4326_20m.tif")
     again = finalise(str(out))
     assert again.mosaics == (mosaic,)

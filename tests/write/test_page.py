@@ -178,10 +178,12 @@ def test_a_map_of_one_layer_offers_no_comparison_and_one_of_two_does():
 
 
 def test_no_more_tiles_are_drawn_than_a_browser_bears_and_the_page_says_so():
-    tiles = tuple(MapTile(tile_id=f"z31_r0_c{n}", state="done", ring=RING) for n in range(MAX_TILES + 12))
+    states = ["done"] * (MAX_TILES + 11) + ["failed"]
+    tiles = tuple(MapTile(tile_id=f"z31_r0_c{n}", state=state, ring=RING) for n, state in enumerate(states))
     picture = Picture(name="a", png=PNG, kind="base", bounds=BOUNDS)
     html = render_page(PageContent(title="t", pictures=(picture,), view=MapView(tiles=tiles, tile_m=2560)))
     assert len(_data(html)["tiles"]) == MAX_TILES
+    assert [tile[1] for tile in _data(html)["tiles"]].count("failed") == 1
     assert "12 further tiles are not drawn" in html
 
 

@@ -291,7 +291,7 @@
     const rows = [
       ['lon, lat', `${lon.toFixed(6)}, ${lat.toFixed(6)}`],
       [`EPSG:${south ? 327 : 326}${String(zone).padStart(2, '0')}`, `${x.toFixed(1)}, ${(south ? y + 1e7 : y).toFixed(1)}`],
-      ['tile', id ? `${id}, ${tiles.get(id).state}` : 'none'],
+      ['tile', id ? `${id}, ${tiles.get(id).state}` : data.more ? 'none drawn here' : 'none'],
     ];
     const [across, up] = toMetres(place);
     const sizes = [];
