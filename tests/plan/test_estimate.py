@@ -302,5 +302,7 @@ def test_total_is_unknown_as_soon_as_one_price_is():
 def test_bands_of_maps_cost_bytes_and_memory():
     plain, graded = tile(), tile(layer_bytes=21)
     assert graded.peak_bytes - plain.peak_bytes == 21 * 512**2
-    assert graded.bytes_written - plain.bytes_written == pytest.approx(4 * 256**2 * 21 / estimate.GRADED_RATIO, rel=1e-3)
+    assert graded.bytes_written - plain.bytes_written == pytest.approx(
+        4 * 256**2 * 21 / estimate.GRADED_RATIO, rel=1e-3
+    )
     assert graded.flops == plain.flops
