@@ -21,7 +21,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # --- the image: layers in order of size and of how seldom they change ---
 FROM ${BASE_IMAGE} AS runtime
-ARG REVISION=unknown
+ARG REVISION=
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="earthpress" \
       org.opencontainers.image.description="From an area and dates to int8 embeddings and maps" \
@@ -61,6 +61,7 @@ COPY --from=wheel /dist /opt/dist
 RUN uv pip install --no-deps /opt/dist/*.whl && uv pip check
 
 ENV PYTHONUNBUFFERED=1 \
+    EARTHPRESS_COMMIT=${REVISION} \
     USER=app \
     HF_HOME=/cache/hf \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \

@@ -91,7 +91,8 @@ lock: $(VENV)/.created
 # --- image ------------------------------------------------------------------------------------------------------------
 
 image:
-	docker build --build-arg TORCH_SPEC='$(TORCH)' --tag $(IMAGE) .
+	docker build --build-arg TORCH_SPEC='$(TORCH)' --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || true)" \
+	    --tag $(IMAGE) .
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
