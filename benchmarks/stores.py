@@ -13,12 +13,12 @@ chunk in random order, which leaves only the distribution of the values; and uni
 **Layouts.** What earthpress chooses for tiles of 2048 px: 10 m pixels up to 192 dimensions, above that one vector per
 token; 768 also as ``pca:64`` at 10 m and as it is at 10 m. The tile that is written is smaller where 2048 px would be
 more than ``--limit`` MB, but a whole number of the same shards. Objects of a tile are counted from the layout, and so
-are those of the tile that is written, where they must be the files that are there; per zone come some 25 small ones.
-A border cuts tiles: x 1.08 for a country (shared facts; 1 for whole tiles).
+are those of the tile that is written, where they must be the files that are there. A zone has some 40 small ones more
+(metadata, coordinates). Borders cut tiles: x 1.08 is what a country of France's size and shape is taken to need.
 
 **Rival.** The same codes by ``xarray.Dataset.to_zarr`` with the defaults of Zarr v3 (zstd, no shards) and chunks of 256
-px of ground, in turn with ours. It does not flush to the disk, keep a hash, or read anything back; ours does all
-three, and writes the layers beside the vectors.
+px of ground, in turn with ours. It neither flushes to the disk nor keeps hashes. ``written`` of ours has both, and the
+layers beside the vectors; ``checked`` is reading all objects back, comparing hashes and decoding a chunk per array.
 
 **Figures.** MB and GB are of raw codes, medians over ``--rounds``; CPU seconds are of the process with all its threads,
 and mean more than MB/s where other work shares the machine. Reads are of one store each, through a store that counts:
@@ -351,7 +351,7 @@ class Counting(LocalStore):
         return value
 
 
-def random_reads(folder: Path, name: str, *, window: int, places: int = PLACES) -> tuple[Read, ...]:
+def random_reads(folder: Path, name: str, *, window: int, places: int) -> tuple[Read, ...]:
     """One pixel, a window of ``window`` pixels anywhere, and one chunk, of (time, band, y, x) array ``name``."""
     counting = Counting(folder)
     array = zarr.open_array(counting, path=name, mode="r")
@@ -372,7 +372,16 @@ def random_reads(folder: Path, name: str, *, window: int, places: int = PLACES) 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measured(name: str, coded: Coded, spec: layout.StoreSpec, *, folder: Path, rounds: int, rival: bool = True) -> Row:
+def measured(
+    name: str,
+    coded: Coded,
+    spec: layout.StoreSpec,
+    *,
+    folder: Path,
+    rounds: int,
+    rival: bool = True,
+    places: int = PLACES,
+) -> Row:
     """Write, check and read one tile, in turn with the rival.
 
     Raises:
@@ -398,10 +407,10 @@ def measured(name: str, coded: Coded, spec: layout.StoreSpec, *, folder: Path, r
     files = objects_in(ours, [one.name for one in layout.arrays(spec)])
     check_files(name, files, [key for key, _ in objects], count=objects_of_tile(spec))
     row.stored_bytes = vector_bytes(files)
-    row.reads = random_reads(ours, f"{layout.zone_name(tile.zone)}/embeddings", window=window)
+    row.reads = random_reads(ours, f"{layout.zone_name(tile.zone)}/embeddings", window=window, places=places)
     if rival:
         row.rival_bytes = vector_bytes(objects_in(theirs, VECTORS))
-        row.rival_reads = random_reads(theirs, "embeddings", window=window)
+        row.rival_reads = random_reads(theirs, "embeddings", window=window, places=places)
     for path in (ours, theirs):
         shutil.rmtree(path, ignore_errors=True)
     return row

@@ -70,7 +70,7 @@ def open_tiles(plan: Plan | str) -> xr.DataTree:
     return open_lazy(made, access=access_of(made), ranks=FolderRanks(Path(made.output) / "ranks"))
 
 
-def open_store(path: str, *, zone: int | None = None, dequantise: bool = False) -> xr.Dataset:
+def open_store(path: str | Path, *, zone: int | None = None, dequantise: bool = False) -> xr.Dataset:
     """Open an embedding store with xarray; its pixels are 10 m, or tokens in a store of token resolution.
 
     Args:

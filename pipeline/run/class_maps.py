@@ -247,11 +247,14 @@ def publish_map(
     """
     folder = Path(plan.output) / "maps"
     folder.mkdir(parents=True, exist_ok=True)
-    cogs = [_map_cog(folder, box, tiles=tiles, made=made, at=at) for box in ground.groups(plan)]
+    by_zone: dict[int, list[Path]] = {}
+    for box in ground.groups(plan):
+        by_zone.setdefault(box.zone, []).append(_map_cog(folder, box, tiles=tiles, made=made, at=at))
+    cogs = [cog for zone in by_zone.values() for cog in zone]
     virtuals = []
     for extent in ground.extents(plan):
         path = folder / f"{made.name}_utm{extent.zone:02d}_all.vrt"
-        vrt.write_vrt(path, [cog for cog in cogs if f"_utm{extent.zone:02d}_" in cog.name], at=at)
+        vrt.write_vrt(path, by_zone[extent.zone], at=at)
         virtuals.append(path)
     styles = [qml.write_style(path, made.style, at=at) for path in (*cogs, *virtuals)]
     tables: tuple[Path, ...] = ()
@@ -306,10 +309,14 @@ def head_map(plan: Plan, head: MapHead) -> ClassMap | ValueMap:
     return _made(plan, head, beside=(), read=read)
 
 
-def area_tables(plan: Plan) -> tuple[page.Table, ...]:
-    """Class areas of every map that is made, as tables of the report; several zones are added up."""
+def area_tables(files: Sequence[str]) -> tuple[page.Table, ...]:
+    """Class areas of maps as tables of the report; several zones are added up.
+
+    Args:
+        files: ``Published.areas``; what lies beside them may belong to a map that is no more.
+    """
     tables: list[page.Table] = []
-    for path in sorted((Path(plan.output) / "maps").glob("*.areas.json")):
+    for path in sorted(Path(file) for file in files if file.endswith(".json")):
         found = areas.read_areas(path)
         zones = sorted({area.zone for area in found} - {0})
         rows = tuple((a.name, round(a.km2, 4), f"{a.share:.2%}", a.pixels) for a in found if a.zone == 0)

@@ -116,9 +116,12 @@ def finalise(
     A run does this at its end, without checking files and without mosaics. Called again it changes nothing.
     """
     from pipeline.run.finalise import finalise as make  # noqa: PLC0415
+    from pipeline.run.folder import output_of  # noqa: PLC0415
+    from pipeline.run.publish import refresh  # noqa: PLC0415
 
     note("checking the map files")
     made = make(folder, crs=mosaic, only=only, resolution_m=resolution)
+    refresh(output_of(folder), made)
     if as_json:
         print(json.dumps(made.to_json(), indent=2))
         return
@@ -200,11 +203,11 @@ def export(
     ],
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="PATH", help="File or folder; default: exports/ in the output."),
+        typer.Option("--output", "-o", metavar="PATH", help="File or folder; default: exports/ in the output or beside the store."),
     ] = None,
     bbox: Annotated[str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Only this part, degrees.")] = None,
     date: Annotated[
-        str | None, typer.Option("--date", metavar="DATE", help="A day of the time step; default: the newest.")
+        str | None, typer.Option("--date", metavar="DATE", help="A day of the time step; default: the output's, of a store the newest.")
     ] = None,
     zone: Annotated[int | None, typer.Option("--zone", help="Only this UTM zone.")] = None,
     bands: Annotated[str | None, typer.Option("--bands", metavar="0,5,10-19", help="Only these bands.")] = None,

@@ -7,7 +7,7 @@ the GeoTIFFs of a map. Memory is bounded: all is read in squares of at most 2048
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline import codes
 from pipeline.errors import InvalidInputError, NoDataError, OutputError
+from pipeline.plan import planner
 from pipeline.run.folder import store_at
 from pipeline.run.ground import GROUP_PX
 from pipeline.run.stored import Stored
@@ -42,6 +43,10 @@ SAMPLE_STEP = 4
 MOST_COMPONENTS = 64
 HEADROOM = 1.25
 MAX_CODE = 127
+SWEEP_S = 3600.0
+"""Temporary files of killed exports are deleted when they have not changed for so long."""
+NEAR_DEGREES = 30.0
+"""How far from its central meridian a zone is looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,8 @@ class Request:
         form: As what.
         bbox: (west, south, east, north) degrees; None: everything.
         zone: UTM zone; None: all.
-        on: A day of the time step; None: the newest one.
+        on: A day of the time step; None: that of ``span``.
+        span: Start and end of the time step; None: the newest one.
         bands: Which bands, from 0; none: all.
         components: Principal components, for ``pca``.
         cell_px: Average over squares of this many pixels of the store, for ``parquet`` and ``npy``.
@@ -89,6 +95,7 @@ class Request:
     bbox: tuple[float, float, float, float] | None = None
     zone: int | None = None
     on: date | None = None
+    span: tuple[datetime, datetime] | None = None
     bands: tuple[int, ...] = ()
     components: int = 3
     cell_px: int = 1
@@ -201,20 +208,20 @@ def export(
     Args:
         what: Output folder, store or URL of a store.
         request: Which, and as what.
-        to: File (``parquet``) or folder; None: ``exports`` beside the store, or here for a URL.
+        to: File (``parquet``) or folder; None: ``exports`` in the output, beside a store, or here for a URL.
         note: Called with a line of text before each slow step.
 
     Raises:
         InvalidInputError: The request does not fit the store.
-        NoDataError: No vector lies there.
+        NoDataError: No vector lies there, or an output has written nothing yet.
         OutputError: There is no store, or a file cannot be written.
     """
-    held = _Held.of(store_at(what), request)
-    target = (
-        Path(to)
-        if to
-        else _beside(held.stored.place) / (f"{held.name}.parquet" if request.form == "parquet" else held.name)
-    )
+    place = store_at(what)
+    is_output = (Path(what) / planner.PLAN_FOLDER / "request.json").is_file()
+    held = _Held.of(place, _of_output(what, place, request) if is_output else request)
+    folder = Path(what) / "exports" if is_output else _beside(place)
+    target = Path(to) if to else folder / (f"{held.name}.parquet" if request.form == "parquet" else held.name)
+    _clean(target.parent if request.form == "parquet" else target)
     if request.form == "parquet":
         note(f"writing {target}")
         return _parquet(held, target)
@@ -265,6 +272,7 @@ def export_polygons(
             patches = zones.setdefault(part.zone, polygons.Patches(zone=part.zone, res_m=part.res_m))
             patches.add(part, values[part.slices_in(box)])
     target = Path(to) if to else folder / "exports" / f"{title}.gpkg"
+    _clean(target.parent)
     patches_of = (zones[zone] for zone in sorted(zones))
     count = polygons.write_polygons(target, patches_of, classes=classes, simplify_m=simplify_m, crs=crs)
     note = "area_m2 and pixels are those of the map's pixels" + (", before simplifying" if simplify_m else "")
@@ -294,7 +302,7 @@ class _Held:
     @classmethod
     def of(cls, place_text: str, request: Request) -> _Held:
         steps = store.times(place_text)
-        step = _step(steps, request.on)
+        step = steps.index(request.span) if request.span and request.on is None else _step(steps, request.on)
         stored = Stored.at(place_text, step)
         bands = request.bands or tuple(range(stored.calibration.bands))
         wrong = [band for band in bands if not 0 <= band < stored.calibration.bands]
@@ -305,7 +313,7 @@ class _Held:
         extents = [box for box in store.zones(place_text) if request.zone in (None, box.zone)]
         if not extents:
             raise InvalidInputError(f"the store has no zone {request.zone}")
-        cut = [box if request.bbox is None else _cut(box, request.bbox) for box in extents]
+        cut = [box if request.bbox is None else _cut(box, request.bbox, cell=request.cell_px) for box in extents]
         found = tuple(box for box in cut if box is not None)
         if not found:
             raise NoDataError(f"--bbox {request.bbox} does not touch the ground of the store")
@@ -392,6 +400,17 @@ class _Basis:
         return np.where(valid, made, np.int8(NODATA_CODE))
 
 
+def _of_output(what: str, place_text: str, request: Request) -> Request:
+    """The request at the dates of an output: its store may hold newer ones of other outputs."""
+    plan = planner.load_plan(what)
+    span = plan.periods[0].start, plan.periods[-1].end
+    if request.on is not None:
+        return request
+    if span not in store.times(place_text):
+        raise NoDataError(f"{what} has written no vector of its dates yet: earthpress run {what}, or --date")
+    return replace(request, span=span)
+
+
 def _step(steps: Sequence[tuple[datetime, datetime]], on: date | None) -> int:
     if on is None:
         return max(range(len(steps)), key=lambda k: steps[k])
@@ -403,15 +422,19 @@ def _step(steps: Sequence[tuple[datetime, datetime]], on: date | None) -> int:
     return inside[-1]
 
 
-def _cut(box: Box, bbox: tuple[float, float, float, float]) -> Box | None:
-    """The pixels of a box around a rectangle of degrees; None where they do not meet."""
+def _cut(box: Box, bbox: tuple[float, float, float, float], *, cell: int = 1) -> Box | None:
+    """The pixels of a box around a rectangle of degrees, whole cells of them; None where they do not meet."""
     from pyproj import Transformer  # noqa: PLC0415
 
     west, south, east, north = bbox
     middle = 6 * box.zone - 183
-    if min(abs((lon - middle + 180) % 360 - 180) for lon in (west, east)) > 60 and not west <= middle <= east:
+    # Zones 1 and 60 have ground on both sides of the 180th meridian: the rectangle is looked at one turn away too.
+    turns = [(west + turn, east + turn) for turn in (-360, 0, 360)]
+    near = [(w, e) for w, e in turns if w < middle + NEAR_DEGREES and e > middle - NEAR_DEGREES]
+    if not near:
         return None  # far away, where the projection folds
-    west, east = max(west, middle - 30), min(east, middle + 30)
+    west = max(min(w for w, _ in near), middle - NEAR_DEGREES)
+    east = min(max(e for _, e in near), middle + NEAR_DEGREES)
     x0, y0, x1, y1 = Transformer.from_crs(4326, box.epsg, always_xy=True).transform_bounds(west, south, east, north)
     if not np.isfinite([x0, y0, x1, y1]).all():
         return None
@@ -421,7 +444,15 @@ def _cut(box: Box, bbox: tuple[float, float, float, float]) -> Box | None:
         zone=box.zone, res_m=res, row=rows[0], col=cols[0],
         height=max(1, rows[1] - rows[0]), width=max(1, cols[1] - cols[0]),
     )  # fmt: skip
-    return box.intersect(wanted)
+    # A cell is a mean of all its pixels, whatever part is asked for.
+    return box.intersect(_whole_cells(wanted, cell))
+
+
+def _clean(folder: Path) -> None:
+    """Delete what killed exports left in a folder that users may share with other things: not below it."""
+    durable.sweep(folder, older_than_s=SWEEP_S, below=False)
+    if folder.is_dir():
+        geotiff.sweep(folder)
 
 
 def _beside(place_text: str) -> Path:
@@ -508,7 +539,13 @@ def _arrays(held: _Held, folder: Path) -> Exported:
 
         nodata = NODATA_CODE if held.scaled else np.nan
         count = arrays_npy.write_array(
-            path, filled(), box=whole, bands=len(held.bands), dtype=held.dtype, nodata=nodata, about=held.about()
+            path,
+            filled(),
+            box=whole,
+            bands=len(held.bands),
+            dtype=held.dtype,
+            nodata=nodata,
+            about=held.about() | {"cell_px": cell},
         )
         pixels += count
         files += [path, path.with_suffix(".json")] if count else []

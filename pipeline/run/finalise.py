@@ -19,7 +19,7 @@ from pipeline.run import class_maps, ground
 from pipeline.run.class_maps import ClassMap, MapFiles, ValueMap
 from pipeline.run.folder import output_of
 from pipeline.types import Plan, Receipt, Tile, content_hash
-from pipeline.write import durable, mosaic, qml
+from pipeline.write import durable, geotiff, mosaic, qml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,6 +167,7 @@ class _Room:
     ) -> Finalised:
         with durable.locked(self.root / LOCK, exclusive=True):
             durable.sweep(self.root / "maps", older_than_s=SWEEP_S)
+            geotiff.sweep(self.root / "maps")  # also of a mosaic that nobody asks for again
             tiles = ground.committed(self.plan)  # under the lock: whoever comes later sees at least as much
             try:
                 chosen = tuple(self._chosen(only))

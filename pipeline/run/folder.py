@@ -26,11 +26,12 @@ def store_of(plan: Plan) -> str:
     return settings_of(plan).store.path or str(store_path(plan.output))
 
 
-def store_at(place: str) -> str:
-    """The store that somebody means by ``place``: itself, its URL, or an output folder.
+def store_at(what: str | Path) -> str:
+    """The store that somebody means: itself, its URL, or an output folder.
 
     An output's store is the one in its folder, else the one that its plan names.
     """
+    place = str(what)
     if "://" in place or (Path(place) / "zarr.json").is_file():
         return place
     own = store_path(place)

@@ -152,7 +152,7 @@ def inspect_store(text: str) -> StoreFacts:
     node = json.loads(place.read(f"{zone_name(boxes[0].zone)}/embeddings/zarr.json") or b"")
     shard, chunk = _cut(node)
     steps = store.times(whole)
-    valid, valid_from = _valid(text, whole, files, last=len(steps) - 1)
+    valid, valid_from = _valid(text, whole, files, boxes=boxes, last=len(steps) - 1)
     arrays = _arrays(files)
     count, stored = arrays.get("embeddings", (0, 0))
     dtype = str(node["data_type"])
@@ -224,11 +224,13 @@ def _arrays(files: Iterable[tuple[str, int]]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _valid(text: str, whole: str, files: list[tuple[str, int]], *, last: int) -> tuple[float | None, str]:
-    """Share of the pixels asked for that have a vector, and what says so."""
+def _valid(
+    text: str, whole: str, files: list[tuple[str, int]], *, boxes: tuple[Box, ...], last: int
+) -> tuple[float | None, str]:
+    """Share of the pixels asked for, in the zones of ``boxes``, that have a vector, and what says so."""
     for output in (Path(text), Path(whole).parent):
         if "://" not in str(text) and (output / "receipts").is_dir() and _is_of(output, whole):
-            return _valid_of_receipts(output, whole)
+            return _valid_of_receipts(output, whole, zones=tuple(f"z{box.zone:02d}_" for box in boxes))
     keys = [key for key, _ in files if "/reason/c/" in key]
     if not keys:
         return None, ""
@@ -247,9 +249,9 @@ def _is_of(output: Path, whole: str) -> bool:
     return store_at(str(output)) == whole or (output / "store.zarr").absolute() == Path(whole).absolute()
 
 
-def _valid_of_receipts(output: Path, whole: str) -> tuple[float | None, str]:
+def _valid_of_receipts(output: Path, whole: str, *, zones: tuple[str, ...]) -> tuple[float | None, str]:
     commits = Commits(output)
-    tiles = sorted(p.name for p in (output / "receipts").iterdir() if p.is_dir())
+    tiles = sorted(p.name for p in (output / "receipts").iterdir() if p.is_dir() and p.name.startswith(zones))
     newest = [max(found, key=lambda r: (len(r.blocks), r.attempt)) for t in tiles if (found := commits.current(t))]
     token_px = int(store.root_attributes(whole)["earthpress"]["token_px"])
     asked = sum(len(r.blocks) for r in newest) * (BLOCK_PX // token_px) ** 2

@@ -7,10 +7,12 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import OutputError
+from pipeline.errors import InvalidInputError, OutputError
+from pipeline.plan import planner
 from pipeline.run.folder import settings_of, store_of
 from pipeline.types import Numerics
 from pipeline.write import durable, steps, store
+from pipeline.write.place import LocalPlace, place_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -32,7 +34,9 @@ def check(plan: Plan, *, heads: tuple[MapHead, ...]) -> str:
 
     place, (start, end) = store_of(plan), step_of(plan)
     there = store.check_store(place, store_spec(plan, heads=heads))
-    steps.check(place, start, owner=_owner_of(Path(plan.output)))
+    claimed = steps.check(place, start, owner=_owner_of(Path(plan.output)))
+    if there and not claimed:
+        _check_home(plan, place)
     if not settings_of(plan).store.path:
         return ""
     span = f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"
@@ -72,6 +76,24 @@ def kept_numerics(path: str, *, card: ModelCard) -> Numerics | None:
     if "numerics" not in own or (model.get("sha256"), model.get("config")) != (card.sha256, card.config):
         return None
     return Numerics(**own["numerics"])
+
+
+def _check_home(plan: Plan, place: str) -> None:
+    """Refuse the time step of the output that a store lies in: earlier versions kept no record of whose a step is.
+
+    Raises:
+        OutputError: It is that output's.
+    """
+    found, start = place_of(place), step_of(plan)[0]
+    if not isinstance(found, LocalPlace) or found.root.parent.resolve() == Path(plan.output).resolve():
+        return
+    home = found.root.parent
+    try:
+        theirs = planner.load_plan(str(home))
+    except InvalidInputError:
+        return
+    if step_of(theirs)[0] == start and not settings_of(theirs).store.path:
+        raise OutputError(steps.taken(place, start, output=home))
 
 
 def _owner_of(output: Path) -> str:

@@ -34,7 +34,7 @@ def report_content(plan: Plan, made: Published, seams: seam_report.Seams) -> pag
     totals = summary.summary_of(plan, tiles)
     rows = tile_status(plan.output)
     tables = (
-        *class_maps.area_tables(plan),
+        *class_maps.area_tables(made.areas),
         *page_records.probe_tables(plan),
         page_records.process_table(plan, tiles),
         page_records.machine_table(totals),

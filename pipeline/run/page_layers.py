@@ -125,7 +125,7 @@ def _class_picture(
     return page.Picture(
         name=f"Map {name}",
         png=page_map.small_png(table[way.nearest(canvas, fill=NODATA)]),
-        caption="Class of every pixel; of pixels averaged down the commonest one.",
+        caption="Class of every pixel; where pixels are averaged down, the commonest one.",
         legend=tuple((title, colour) for _, title, colour in classes),
         kind="class",
         bounds=way.bounds,
@@ -163,7 +163,7 @@ def _seen(plan: Plan, paths: Sequence[str], sheets: _Sheets) -> Iterator[page.Pi
         values = _floats(shrunk.read(path, 1, factor=factor, how="average"))
         if name == "observations":
             title, top, unit = "Periods seen", float(periods), f"of {periods} periods"
-            caption = f"In how many of the {periods} periods the ground was seen without cloud by any sensor."
+            caption = f"In how many of the {periods} periods any sensor has data of the ground, clouds included."
         else:
             title, top, unit = f"Clear share, {name.removeprefix('clear_')}", 100.0, "%"
             caption = "Part of each block of 2.56 km that the scenes used classify as clear, mean over dates."

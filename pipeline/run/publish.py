@@ -43,7 +43,35 @@ def publish(output: str) -> Published:
     plan = load_plan(output)
     tiles = ground.committed(plan)
     made = _kept(plan, tiles) or _pictures(plan, tiles)
-    done = finalise.bring(plan)
+    made, found = _catalogued(plan, tiles, made, finalise.bring(plan))
+    write_report(plan, made, found)
+    return made
+
+
+def refresh(output: str, done: finalise.Finalised) -> None:
+    """Let the catalogue name what ``finalise`` made; the report too, when a file was written.
+
+    Args:
+        output: The folder.
+        done: What there is now.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    plan = load_plan(output)
+    tiles = ground.committed(plan)
+    made = _kept(plan, tiles)
+    if made is None:
+        publish(output)
+        return
+    before, (made, found) = made, _catalogued(plan, tiles, made, done)
+    if done.written or made != before:
+        write_report(plan, made, found)
+
+
+def _catalogued(
+    plan: Plan, tiles: Sequence[tuple[Tile, Receipt]], made: Published, done: finalise.Finalised
+) -> tuple[Published, seam_report.Seams]:
     made = replace(
         made,
         maps=done.of("cogs"),
@@ -58,8 +86,7 @@ def publish(output: str) -> Published:
     written = Path(stac.write_catalog(root / "stac", catalog_of(plan, made, found)))
     made = replace(made, stac=str(root / "stac" / written.name))  # as the other paths are given
     _remember(plan, tiles, made)
-    write_report(plan, made, found)
-    return made
+    return made, found
 
 
 def _state(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> str:
@@ -79,7 +106,9 @@ def _kept(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Published | None
 
 def _remember(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]], made: Published) -> None:
     record = {"state": _state(plan, tiles), "output": plan.output, "made": asdict(made)}
-    durable.replace(Path(plan.output) / "published.json", canonical_json(record).encode())
+    path, data = Path(plan.output) / "published.json", canonical_json(record).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        durable.replace(path, data)
 
 
 def _pictures(plan: Plan, tiles: Sequence[tuple[Tile, Receipt]]) -> Published:

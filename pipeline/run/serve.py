@@ -6,7 +6,8 @@
     /{layer}/point?lon=&lat=   what lies at a place
 
 Only what is in the dictionary of layers and in the one of the page's files can be asked for: no part of an address ever
-becomes a path. Nothing is written.
+becomes a path. Nothing is written. A server of this machine alone answers to names of this machine alone: a web page
+elsewhere whose name is made to point here (DNS rebinding) could read everything otherwise.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class MapServer(ThreadingHTTPServer):
 
         self.layers: Mapping[str, Layer] = {layer.info.name: layer for layer in layers}
         self.files = page_files()
+        self.own_names_only = is_loopback(host)
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as err:
@@ -118,6 +120,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_own_name(host: str) -> bool:
+    """Whether the ``Host`` of a request names this machine; a browser sends the name that stands in its address bar.
+
+    >>> [is_own_name(host) for host in ("localhost:8765", "127.0.0.1", "[::1]:80", "evil.example", "[", "")]
+    [True, True, True, False, False, False]
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(name.removesuffix("."))
 
 
 def page_files() -> dict[str, tuple[str, bytes]]:
@@ -164,6 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(_told(status, status.phrase), with_body=getattr(self, "command", None) != "HEAD")
 
     def _answer(self) -> Answer:
+        host = self.headers.get("Host")
+        if self.server.own_names_only and host is not None and not is_own_name(host):
+            return _told(HTTPStatus.MISDIRECTED_REQUEST, "this server answers at localhost only; --host opens it")
         try:
             parts = urlsplit(self.path)
             return answer(self.server, [unquote(part) for part in parts.path[1:].split("/")], parse_qs(parts.query))

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -106,15 +107,25 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path, *, older_than_s: float) -> int:
-    """Delete temporary files left by killed writers; returns how many. Younger ones may belong to a live writer."""
+def sweep(folder: Path, *, older_than_s: float, below: bool = True) -> int:
+    """Delete temporary files left by killed writers; returns how many. Younger ones may belong to a live writer.
+
+    Args:
+        folder: Where to look.
+        older_than_s: Since the last change, seconds.
+        below: Whether to look into its folders too.
+    """
     count = 0
     if not folder.is_dir():
         return count
-    for file in folder.rglob(f"{TEMP_PREFIX}*"):
+    pattern = f"{TEMP_PREFIX}*"
+    for file in list(folder.rglob(pattern) if below else folder.glob(pattern)):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - file.stat().st_mtime >= older_than_s:
-                file.unlink()
+                if file.is_dir():
+                    shutil.rmtree(file, ignore_errors=True)
+                else:
+                    file.unlink()
                 count += 1
     return count
 
@@ -128,10 +139,11 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        handle = _open_read_only(path)
     except OSError as err:
-        raise OutputError(_why(path, err)) from err
+        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            handle = _open_read_only(path)
+        else:
+            raise OutputError(_why(path, err)) from err
     try:
         if handle >= 0:
             fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)

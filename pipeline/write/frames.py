@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import InvalidInputError
 from pipeline.types import Box
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 SOUTH_EPSG = 32700
 SOUTH_SHIFT_M = 10_000_000
 """False northing of EPSG:327NN (EPSG method 9807): its plane is that of 326NN moved by exactly this."""
+ON_LATTICE = 1e-6
+"""How far numbers of a transform may lie from whole ones."""
 SQUARE_PX = 2048
 """Side of the squares in which files are read and written: one tile at its largest, 4 MB of a band of bytes."""
 
@@ -87,9 +90,19 @@ def place(box: Box) -> tuple[int, Affine]:
 
 
 def box_of(found: Any) -> Box:
-    """The box under an open dataset that lies on a zone's lattice."""
-    transform, epsg = found.transform, found.crs.to_epsg()
+    """The box under an open dataset that lies on a zone's lattice.
+
+    Raises:
+        InvalidInputError: It lies in another plane or between the pixels of the lattice: a mosaic, somebody's file.
+    """
+    transform, epsg = found.transform, (found.crs.to_epsg() if found.crs else None) or 0
+    if epsg // 100 not in (326, 327) or not 1 <= epsg % 100 <= 60:
+        raise InvalidInputError(f"{found.name} lies in {found.crs}, not in the plane of a UTM zone: use the zone files")
     res_m, north_m = round(transform.a), transform.f - (SOUTH_SHIFT_M if epsg > SOUTH_EPSG else 0)
+    numbers = (*list(transform)[:2], *list(transform)[3:5], transform.c / max(res_m, 1), north_m / max(res_m, 1))
+    wanted = (max(res_m, 1), 0, 0, -max(res_m, 1), round(numbers[4]), round(numbers[5]))
+    if any(abs(one - other) > ON_LATTICE for one, other in zip(numbers, wanted, strict=True)):
+        raise InvalidInputError(f"{found.name} does not lie on the lattice of its zone: transform {transform!r}")
     return Box(
         zone=epsg % 100,
         res_m=res_m,

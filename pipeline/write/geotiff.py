@@ -632,6 +632,11 @@ def _publish_names(
     durable.replace(side, ET.tostring(root, encoding="unicode").encode())
 
 
+def sweep(folder: Path) -> None:
+    """Delete what killed writers of any GeoTIFF in ``folder`` left."""
+    _remove_stale(folder / "*.tif")
+
+
 def _remove_stale(file: Path) -> None:
     """Delete what killed writers of this file left; their process ids are in the names."""
     for folder in file.parent.glob(f".{file.name}.*.tmp"):

@@ -55,7 +55,7 @@ def create(place: ObjectPlace, spec: StoreSpec, *, still: Callable[[], None], at
     """Make the store; its root appears last, so that half a store is none."""
     nodes: dict[str, bytes] = {}
     for extent in spec.boxes:
-        nodes |= _put_zone(place, spec, extent=extent, cuts={}, at=at)
+        nodes |= _put_zone(place, spec, extent=extent, cuts={}, still=still, at=at)
     still()
     if not place.create(NODE, root_object(spec, attributes=None, zones=nodes)):
         raise OutputError(f"{place}: another process made this store meanwhile: run again")
@@ -82,7 +82,7 @@ def grow(place: ObjectPlace, spec: StoreSpec, *, still: Callable[[], None], at: 
             nodes[name] = _node(place, f"{name}/{NODE}")
         else:
             cuts = cuts_of(_node(place, f"{name}/{NODE}")) if z in present else {}
-            nodes |= _put_zone(place, merged, extent=target, cuts=cuts, at=at)
+            nodes |= _put_zone(place, merged, extent=target, cuts=cuts, still=still, at=at)
     old = _node(place, NODE)
     root = root_object(merged, attributes=json.loads(old)["attributes"], zones=nodes)
     if json.loads(root) == json.loads(old):
@@ -115,7 +115,13 @@ def _target(
 
 
 def _put_zone(
-    place: ObjectPlace, spec: StoreSpec, *, extent: Box, cuts: dict[str, int], at: Checkpoint
+    place: ObjectPlace,
+    spec: StoreSpec,
+    *,
+    extent: Box,
+    cuts: dict[str, int],
+    still: Callable[[], None],
+    at: Checkpoint,
 ) -> dict[str, bytes]:
     """Write a zone in the order of the module's text; {group name: its ``zarr.json``}."""
     name = zone_name(extent.zone)
@@ -123,6 +129,8 @@ def _put_zone(
     order = sorted(objects, key=lambda key: (key == NODE, key.endswith(NODE), key))
     for key in order:
         if place.read(f"{name}/{key}") != objects[key]:
+            if key == NODE:
+                still()  # from here on this is the zone: the index of a time step must not change under who was faster
             place.put(f"{name}/{key}", objects[key])
             at(f"put:{name}/{key}")
     return {name: objects[NODE]}

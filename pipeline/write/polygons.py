@@ -153,11 +153,27 @@ def write_polygons(
         raise InvalidInputError(f"{file.name}: the map holds no class here")
     target = crs or (str(parts[0].crs) if len(parts) == 1 else "EPSG:4326")
     try:
-        table = pd.concat([part.to_crs(target) for part in parts], ignore_index=True)
+        table = pd.concat([_moved(part, target) for part in parts], ignore_index=True)
     except CRSError as err:
         raise InvalidInputError(f"--crs {crs!r} is not a coordinate system, e.g. EPSG:3035: {err}") from err
     _write(file, gpd.GeoDataFrame(table, geometry="geometry", crs=target))
     return len(table)
+
+
+def _moved(part: Any, target: str) -> Any:
+    """The rows of a zone in another CRS; in degrees a patch across the 180th meridian goes beyond it, in one piece."""
+    import shapely  # noqa: PLC0415
+
+    moved = part.to_crs(target)
+    if moved.crs.is_geographic:
+        bounds = moved.bounds
+        crossing = (bounds.maxx - bounds.minx > 180).to_numpy()
+        whole = shapely.transform(
+            moved.geometry.values[crossing],
+            lambda xy: np.where((xy < 0) & [True, False], xy + [360.0, 0.0], xy),  # noqa: RUF005
+        )
+        moved.loc[crossing, "geometry"] = whole
+    return moved
 
 
 def _table(zone: Patches, *, classes: Sequence[tuple[int, str, str]], simplify_m: float) -> Any:

@@ -37,8 +37,8 @@ def claim(store: str | Path, start: datetime, end: datetime, *, owner: str, outp
         check(store, start, owner=owner)
 
 
-def check(store: str | Path, start: datetime, *, owner: str) -> None:
-    """Refuse a time step that belongs to another output than ``owner``.
+def check(store: str | Path, start: datetime, *, owner: str) -> bool:
+    """Refuse a time step that belongs to another output than ``owner``; returns whether there is a record of it.
 
     Raises:
         OutputError: It does; says whose it is and what can be done.
@@ -46,7 +46,7 @@ def check(store: str | Path, start: datetime, *, owner: str) -> None:
     place = _steps(store)
     data = place.read(_key(start))
     if data is None:
-        return
+        return False
     try:
         record = json.loads(data)
         theirs, output = str(record["owner"]), str(record["output"])
@@ -54,10 +54,18 @@ def check(store: str | Path, start: datetime, *, owner: str) -> None:
         raise OutputError(f"{place}/{_key(start)} is damaged: delete it if no run is writing this time step") from None
     if theirs != owner:
         raise OutputError(
-            f"store {place_of(store).name}: the time step from {start:%Y-%m-%d} belongs to the output {output}; two "
-            "outputs would overwrite each other's blocks. Plan into that output (it unites areas), or use other dates "
-            f"or another store.path. If that output is gone for good, delete {place}/{_key(start)}"
+            f"{taken(store, start, output=output)}. If that output is gone for good, delete {place}/{_key(start)}"
         )
+    return True
+
+
+def taken(store: str | Path, start: datetime, *, output: str | Path) -> str:
+    """What is said of a time step that belongs to another ``output``."""
+    return (
+        f"store {place_of(store).name}: the time step from {start:%Y-%m-%d} belongs to the output {output}; two "
+        "outputs would overwrite each other's blocks. Plan into that output (it unites areas), or use other dates or "
+        "another store.path"
+    )
 
 
 def _steps(store: str | Path) -> LocalPlace | ObjectPlace:

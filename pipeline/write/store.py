@@ -269,7 +269,7 @@ def _check_same(place: LocalPlace | ObjectPlace, attributes: dict[str, Any], spe
     if different:
         raise OutputError(
             f"store {place.name} was made differently: {'; '.join(different)}. Vectors of different recipes cannot be "
-            "compared: use another output, or the settings of the store"
+            "compared: use another output (or store.path), or the settings of the store"
         )
 
 

@@ -79,7 +79,7 @@ def row(tmp_path_factory):
     spec = spec_of(66, tile_px=512)
     assert layout.arrays(spec)[0].chunk_px == 128
     folder = tmp_path_factory.mktemp("stores")
-    return stores.measured("66, 10 m", Coded(codes=smooth(66, 256)), spec, folder=folder, rounds=1)
+    return stores.measured("66, 10 m", Coded(codes=smooth(66, 256)), spec, folder=folder, rounds=1, places=3)
 
 
 def test_a_pixel_costs_the_index_and_one_chunk_ours_and_one_chunk_the_rival_s(row):

@@ -33,9 +33,13 @@ def made(quantiser, samples=None, **changes):
     return calibrate([vectors()] if samples is None else samples, quantiser, **given)
 
 
-def test_headroom_is_a_quarter_of_the_largest_magnitude():
-    peak = np.abs(vectors()).max(axis=0)
-    np.testing.assert_allclose(made("linear").scale, 1.25 * peak / 127, rtol=6e-3)
+@pytest.mark.parametrize(("provisional", "times"), [(False, 1.25), (True, 2.0)])
+@pytest.mark.parametrize("quantiser", ["linear", "pca:3"])
+def test_the_largest_value_of_a_sample_has_room_and_more_in_a_provisional_calibration(quantiser, provisional, times):
+    cal, x = made(quantiser, provisional=provisional), vectors().astype(np.float64)
+    values = x if quantiser == "linear" else (x - np.asarray(cal.mean)) @ np.asarray(cal.components).T
+    peak = np.abs(values).max(axis=0) if quantiser == "linear" else np.full(3, np.abs(values).max())
+    np.testing.assert_allclose(cal.scale, times * peak / 127, rtol=6e-3)
 
 
 def test_a_dimension_without_range_is_refused():
@@ -127,7 +131,6 @@ def test_scores_are_those_of_the_principal_components_with_the_largest_loading_p
     np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-3)
     singular = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)[:3]
     np.testing.assert_allclose(np.sqrt((scores**2).sum(axis=0)), singular, rtol=1e-3)
-    np.testing.assert_allclose(cal.scale, 1.25 * np.abs(scores).max() / 127, rtol=6e-3)
     assert (len(set(cal.scale)), cal.bands, cal.quantiser) == (1, 3, "pca:3")
 
 

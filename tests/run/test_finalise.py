@@ -165,7 +165,7 @@ def test_areas_are_those_of_the_pixels_and_stand_in_the_report(mapped):
         (every,) = (a for a in found if (a.zone, a.value) == (0, value))
         assert every.pixels == sum((classes == value).sum() for classes in pixels)
         assert every.km2 == pytest.approx(every.pixels * 1e-4, rel=3e-3)
-    (table,) = class_maps.area_tables(load_plan(str(mapped)))
+    (table,) = class_maps.area_tables(bring(load_plan(str(mapped))).of("areas"))
     assert table.title == "Areas of map crops"
     assert [row[0] for row in table.rows] == list(NAMES)
     assert "31, 32" in table.note
@@ -329,6 +329,21 @@ def test_a_mosaic_of_all_zones_is_made_once_and_kept_up_to_date(out, mapped):
     again = finalise(str(out))
     assert again.mosaics == (mosaic,)
     assert digest(out, "crops_epsg4326_20m.tif") != old
+
+
+def test_the_command_lets_the_catalogue_name_a_mosaic_and_then_changes_nothing(out):
+    arguments = ["finalise", str(out), "--map", "crops", "--mosaic", "auto", "--resolution", "20"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert "mosaic-crops_epsg4326_20m" in json.loads((out / "stac" / "collection.json").read_text())["assets"]
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_the_report_shows_no_areas_of_a_map_that_is_no_more(out):
+    (out / "maps" / "crops.probe.json").unlink()
+    assert publish(str(out)).areas == ()
+    assert "Areas of map crops" not in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_seam_above_the_limit_fails_the_run_and_leaves_its_output(made):
     assert "exit code 65" in text
     assert outcome.published is not None
     html = Path(outcome.published.page).read_text(encoding="utf-8")
-    assert "seam at tile lines" in html[html.index('role="alert"') : html.index("<h2>Pictures")]
+    assert "seam at tile lines" in html[html.index('role="alert"') : html.index("</aside>")]
     assert api.run(plan, pictures=False).exit_code == 65
 
 

@@ -42,7 +42,7 @@ def served_at():
         server = server_of(places, port=0) if layers is None else MapServer(layers, port=0)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         servers.append(server)
-        return lambda address, method="GET": ask(server.url + address, method)
+        return lambda address, method="GET", headers=None: ask(server.url + address, method, headers)
 
     yield start
     for server in servers:
@@ -50,9 +50,10 @@ def served_at():
         server.server_close()
 
 
-def ask(url, method="GET"):
+def ask(url, method="GET", headers=None):
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30) as got:
+        request = urllib.request.Request(url, method=method, headers=headers or {})
+        with urllib.request.urlopen(request, timeout=30) as got:
             return got.status, got.headers["Content-Type"], got.read(), got.headers
     except urllib.error.HTTPError as error:
         with error:
@@ -278,6 +279,18 @@ def test_other_methods_are_refused_in_json(served_at, one_map):
     status, kind, body, _ = served_at(one_map)("layers.json", "POST")
     assert (status, kind) == (501, "application/json")
     assert json.loads(body) == {"error": "Not Implemented"}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]", "[", ""])
+def test_a_foreign_name_that_points_here_reads_nothing(served_at, one_map, host):
+    status, _, body, _ = served_at(one_map)("layers.json", headers={"Host": host})
+    assert status == 421
+    assert set(json.loads(body)) == {"error"}
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:80", "[::1]:9000"])
+def test_a_tunnel_from_this_machine_may_use_any_port(served_at, one_map, host):
+    assert served_at(one_map)("layers.json", headers={"Host": host})[0] == 200
 
 
 def test_head_gives_the_headers_of_get(served_at, one_map):

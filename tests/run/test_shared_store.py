@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,18 @@ def test_a_plan_made_before_the_step_was_taken_is_refused_by_the_run(local):
         api.run(late, pictures=False)
 
 
+def test_the_step_of_an_output_of_an_earlier_version_is_refused_too(local, sample, spot, tmp_path):
+    """Those kept no record beside the store: it lies in its output, whose plan has the dates."""
+    place, _ = local
+    home = tmp_path / "home"
+    api.plan(request(sample, home, "''", SPRING, spot))
+    shutil.copytree(place, home / "store.zarr")
+    with pytest.raises(OutputError, match=f"2024-04-01 belongs to the output {home};"):
+        api.plan(request(sample, tmp_path / "b", home / "store.zarr", SPRING, spot))
+    api.plan(request(sample, tmp_path / "b", home / "store.zarr", SUMMER, spot))
+    api.plan(request(sample, home, "''", SPRING, spot))
+
+
 def test_a_moved_output_is_still_the_same(shared, tmp_path):
     (first, _), _ = shared
     moved = tmp_path / "moved"
@@ -272,6 +285,25 @@ def test_inspect_takes_a_zone_and_prints_json(shared, earthpress):
     found = json.loads(text)
     assert [z["name"] for z in found["zones"]] == [f"utm{zone}"]
     assert found["place"] == URL
+
+
+def test_the_valid_share_of_a_zone_leaves_the_receipts_of_others_out(local, tmp_path):
+    place, (plan, _) = local
+    out = tmp_path / "out"
+    shutil.copytree(Path(plan.output) / "receipts", out / "receipts")
+    shutil.copytree(place, out / "store.zarr")
+    (zone,) = (box.zone for box in store.zones(place))
+    before = inspect_store(str(out))
+    (one, *_) = sorted((out / "receipts").iterdir())
+    shutil.copytree(one, out / "receipts" / "z60_r0_c0")
+    after = inspect_store(f"{out}/store.zarr/utm{zone}")
+    assert before.valid_from == after.valid_from == f"{len(plan.tasks)} receipts in out"
+
+
+def test_a_store_is_opened_by_a_path_as_by_text(local):
+    place, (plan, _) = local
+    for what in (place, str(place), Path(plan.output), plan.output):
+        assert api.open_store(what).embeddings.dtype == np.int8
 
 
 def test_inspect_prints_a_table_and_the_warnings(shared, earthpress):

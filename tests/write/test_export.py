@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import InvalidInputError, NoDataError
+from pipeline.run import export as exports
 from pipeline.run.export import Request, export, request_of
 from pipeline.types import Box, Tile
 from pipeline.write.store import create_store, open_store, write_tile
@@ -210,3 +213,54 @@ def test_the_command_tells_what_it_wrote(stored, tmp_path):
     told = json.loads(ran.stdout)
     assert told["bytes"] > 0
     assert all((tmp_path / "out").joinpath(f.rsplit("/", 1)[-1]).is_file() for f in told["files"])
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy"])
+def test_a_cell_has_the_same_vector_whatever_part_is_asked_for(stored, tmp_path, form):
+    to_degrees = Transformer.from_crs(32631, 4326, always_xy=True)
+    (west, south), (east, north) = (
+        to_degrees.transform(200 * 2560 + x, 2000 * 2560 + y) for x, y in ((630, -1310), (1270, -730))
+    )
+    suffix = ".parquet" if form == "parquet" else ""
+    made = [
+        export(str(stored), Request(form=form, cell_px=8, bbox=bbox), to=str(tmp_path / f"{k}{suffix}"))
+        for k, bbox in enumerate([None, (west, south, east, north)])
+    ]
+    whole, part = ({(row, col): vector for row, col, vector in cells_of(one.files, form)} for one in made)
+    assert 40 < len(part) < len(whole)
+    assert all(np.array_equal(vector, whole[place]) for place, vector in part.items())
+
+
+def cells_of(files, form):
+    """(row, col, vector) of every cell that has one."""
+    if form == "parquet":
+        table = gpd.read_parquet(files[0])
+        yield from zip(table.row, table.col, table.embedding, strict=True)
+        return
+    array, text = np.load(files[0]), json.loads(Path(files[1]).read_text())
+    assert text["cell_px"] == 8
+    col, row = round(text["transform"][2] / 80), -round(text["transform"][5] / 80)
+    for r, c in zip(*np.nonzero(array[0] != -128), strict=True):
+        yield row + r, col + c, array[:, r, c]
+
+
+@pytest.mark.parametrize(("zone", "bbox"), [(1, (179.0, 9.99, 180.0, 10.01)), (60, (-180.0, 9.99, -179.0, 10.01))])
+def test_a_part_beyond_the_180th_meridian_does_not_grow_around_the_earth(zone, bbox):
+    box = Box(zone=zone, res_m=10, row=-110_810, col=5_000, height=10, width=90_000)
+    part = exports._cut(box, bbox)
+    edge = Transformer.from_crs(4326, box.epsg, always_xy=True)
+    west, east = (edge.transform(lon, 10.0)[0] / 10 for lon in (bbox[0], bbox[2]))
+    assert part is not None
+    assert abs(part.col - west) < 10
+    assert abs(part.col_stop - east) < 10
+
+
+def test_what_killed_exports_left_is_deleted_after_an_hour(stored, tmp_path):
+    old, young, folder = (tmp_path / f".tmp-v.parquet-1-{name}" for name in ("00000000", "11111111", "22222222"))
+    folder.mkdir()
+    for file in (old, young, folder / "v.gpkg"):
+        file.write_bytes(b"half")
+    for left in (old, folder):
+        os.utime(left, (0, 0))
+    export(str(stored), Request(form="parquet", cell_px=64), to=str(tmp_path / "v.parquet"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [young.name, "v.parquet"]

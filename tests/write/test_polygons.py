@@ -5,7 +5,9 @@ from __future__ import annotations
 import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
 import shapely
+from pyproj import Transformer
 
 from pipeline.errors import InvalidInputError
 from pipeline.run.export import export_polygons
@@ -140,3 +142,29 @@ def test_the_geotiffs_of_an_output_become_polygons(land, tmp_path):
 def test_an_unknown_map_names_those_that_are_there(tmp_path):
     with pytest.raises(InvalidInputError, match="it has none"):
         export_polygons(str(tmp_path), name="crops")
+
+
+def test_a_patch_across_the_180th_meridian_is_not_stretched_around_the_earth(tmp_path):
+    west, south = Transformer.from_crs(4326, 32660, always_xy=True).transform(179.999, 0.01)
+    across = Patches(zone=60, res_m=10)
+    across.add(box_at(-int(south // 10) - 8, int(west // 10), 8, 40, zone=60), np.ones((8, 40), np.uint8))
+    write_polygons(tmp_path / "p.parquet", [across], classes=CLASSES, crs="EPSG:4326")
+    west, _, east, _ = gpd.read_parquet(tmp_path / "p.parquet").total_bounds
+    assert west < 180 < east < west + 0.004
+
+
+@pytest.mark.parametrize("epsg", [3035, 4326])
+def test_a_mosaic_is_refused_instead_of_laid_into_a_wrong_zone(tmp_path, epsg):
+    path = tmp_path / "crops_mosaic.tif"
+    place = (
+        rasterio.Affine(10, 0, 4_000_000, 0, -10, 3_000_000)
+        if epsg == 3035
+        else rasterio.Affine(1e-4, 0, 9, 0, -1e-4, 50)
+    )
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, height=8, width=8, dtype="uint8", crs=epsg, transform=place
+    ) as file:
+        file.write(np.ones((1, 8, 8), np.uint8))
+        file.update_tags(**{CLASSES_TAG: '[[1, "crops", "#e3b23c"]]'})
+    with pytest.raises(InvalidInputError, match="not in the plane of a UTM zone"):
+        export_polygons(str(path), to=str(tmp_path / "p.gpkg"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import sys
@@ -17,7 +18,7 @@ import xarray as xr
 
 from pipeline.errors import ConfigError, OutputError
 from pipeline.types import Tile
-from pipeline.write import place_object, steps
+from pipeline.write import durable, place_object, steps
 from pipeline.write.place import LocalPlace, place_of
 from pipeline.write.store import (
     check_objects,
@@ -253,6 +254,19 @@ def test_a_lease_that_was_lost_stops_the_last_step(url):
             still()
 
 
+def test_who_loses_the_lease_while_growing_leaves_the_zone_alone(filled, changed):
+    """Else the index that another run was given would mean other dates."""
+    url, _ = filled
+    before = place_of(url).read("utm31/zarr.json")
+
+    def overtaken(_step):
+        place_of(url).sibling(".lock").put("00000099.json", b"{}")
+
+    with pytest.raises(OutputError, match="lease was lost"):
+        create_store(url, changed(times=(YEAR,)), at=overtaken)
+    assert place_of(url).read("utm31/zarr.json") == before
+
+
 def test_only_one_of_many_takes_the_lease(url, monkeypatch):
     monkeypatch.setattr(place_object, "POLL_S", 0.01)
     inside, most = [], []
@@ -400,6 +414,17 @@ def test_a_time_step_belongs_to_the_output_that_came_first(beside):
         steps.claim(beside, start, end, owner="b", output="/maps/b")
     assert caught.value.exit_code == 73
     steps.claim(beside, start.replace(year=2024), end.replace(year=2024), owner="b", output="/maps/b")
+
+
+def test_a_folder_that_cannot_be_written_is_read_without_a_lock(tmp_path, monkeypatch):
+    """A read-only file system, which has an error of its own."""
+
+    def refused(*_args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(durable.os, "open", refused)
+    with place_of(tmp_path / "store.zarr").shared():
+        pass
 
 
 def test_local_places_are_absolute(tmp_path, monkeypatch):
