@@ -5,12 +5,13 @@ calibration holds (scales, components) is frozen and never derived from the data
 not share a code space.
 
 A pixel's codes do not depend on the piece it is quantised in. Everything is element-wise and rounded on its own; the
-length of a vector adds its squares in halves; scores are made ``SCORE_PX`` pixels at a time, always, because a row of a
-product of matrices may depend on the number of rows. On a GPU this was not run.
+length of a vector adds its squares in halves; scores are made ``SCORE_PX`` pixels at a time by one thread, always,
+because a row of a product of matrices may depend on the number of rows and of threads. On a GPU this was not run.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from pipeline.errors import InvalidInputError
 from pipeline.types import NODATA_CODE, Box, Calibration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pipeline.encode.stitch import Field
@@ -132,11 +135,12 @@ class Quantiser:
     def _scores(self, centred: torch.Tensor) -> torch.Tensor:
         flat = centred.reshape(-1, self.dims)
         scores = flat.new_empty((len(flat), self.bands))
-        for start in range(0, len(flat), SCORE_PX):
-            part = flat[start : start + SCORE_PX]
-            missing = SCORE_PX - len(part)
-            whole = torch.cat((part, part.new_zeros((missing, self.dims)))) if missing else part
-            scores[start : start + SCORE_PX] = (whole @ self._components)[: len(part)]
+        with _one_thread():
+            for start in range(0, len(flat), SCORE_PX):
+                part = flat[start : start + SCORE_PX]
+                missing = SCORE_PX - len(part)
+                whole = torch.cat((part, part.new_zeros((missing, self.dims)))) if missing else part
+                scores[start : start + SCORE_PX] = (whole @ self._components)[: len(part)]
         return scores.reshape(*centred.shape[:2], self.bands)
 
     def _scaled(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -247,6 +251,20 @@ class TileCodes:
         place = down[:, None] * self._clipped.shape[1] + across
         counts = np.bincount(place.ravel(), clipped.ravel(), minlength=self._clipped.size)
         self._clipped += counts.astype(np.int64).reshape(self._clipped.shape)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of matrices as one thread makes them: with more, MKL adds in another order where columns are odd."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fill_floats(values: torch.Tensor, holes: torch.Tensor | None, *, out: torch.Tensor) -> Counted:

@@ -32,6 +32,8 @@ LEAST_MAX_ZOOM = 16
 """Of coarse layers too: viewers enlarge the tiles of the last zoom, and one that is enlarged 100 times is a blur."""
 WINDOW_BYTES = 64 * 2**20
 """What a tile may read of a store (before compression)."""
+FINE_PX = 64
+"""Pixels of a layer in a row under one of a tile, up to which whole pixels of the tile are read."""
 READERS = 4
 """Tiles that read a store at the same time: a browser asks for a whole screen of them at once."""
 RADIUS_M = 6_378_137.0
@@ -119,6 +121,26 @@ class Square:
         west, south, east, north = self.bounds
         return west < bounds[2] and bounds[0] < east and south < bounds[3] and bounds[1] < north
 
+    def cut(self, bounds: Bounds, *, res_m: float) -> tuple[slice, slice, Bounds]:
+        """(rows, cols) of the tile around ground within ``bounds``, which it touches, and the metres to read for them.
+
+        A reader works at full resolution on all that it is asked for: a world around a village would take it hours.
+        So it is asked for no more than the ground has, stretched by less than a pixel, where pixels are large.
+        """
+        x_min, y_min, x_max, y_max = self.bounds_m
+        low, high = (max(min(lat, _WORLD[3]), _WORLD[1]) for lat in (bounds[1], bounds[3]))
+        own = [RADIUS_M * math.radians(lon) for lon in (bounds[0], bounds[2])]
+        own += [RADIUS_M * math.asinh(math.tan(math.radians(lat))) for lat in (low, high)]
+        west, east, south, north = max(own[0], x_min), min(own[1], x_max), max(own[2], y_min), min(own[3], y_max)
+        side = (x_max - x_min) / TILE_PX
+        top, left = (min(max(math.floor(away / side), 0), TILE_PX - 1) for away in (y_max - north, west - x_min))
+        bottom = min(max(math.ceil((y_max - south) / side), top + 1), TILE_PX)
+        right = min(max(math.ceil((east - x_min) / side), left + 1), TILE_PX)
+        if side <= FINE_PX * res_m:
+            west, east = x_min + left * side, x_min + right * side
+            south, north = y_max - bottom * side, y_max - top * side
+        return slice(top, bottom), slice(left, right), (west, south, east, north)
+
     def lattice(self, zone: int, res_m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, col) of the lattice pixel of a UTM zone under the centre of every pixel, each (256, 256) int64."""
         from pyproj import Transformer  # noqa: PLC0415
@@ -160,20 +182,19 @@ class FilesLayer:
 
     def tile(self, at: Square) -> NDArray[np.uint8]:
         """See ``Layer``."""
-        from rio_tiler.errors import TileOutsideBounds  # noqa: PLC0415
         from rio_tiler.io import Reader  # noqa: PLC0415
 
         out = np.zeros((TILE_PX, TILE_PX, 4), np.uint8)
         touched = [file for file in self.files if at.touches(file.bounds)]
         for file in touched:
-            try:
-                with Reader(file.path) as source:
-                    image = source.tile(at.x, at.y, at.z, tilesize=TILE_PX, indexes=self.bands)
-            except TileOutsideBounds:
-                continue
-            free = (image.mask > 0) & (out[..., 3] == 0)
+            rows, cols, bounds = at.cut(file.bounds, res_m=self.res_m)
+            size = {"height": rows.stop - rows.start, "width": cols.stop - cols.start}
+            with Reader(file.path) as source:
+                image = source.part(bounds, bounds_crs="EPSG:3857", dst_crs="EPSG:3857", indexes=self.bands, **size)
+            part = out[rows, cols]
+            free = (image.mask > 0) & (part[..., 3] == 0)
             if free.any():
-                out[free] = self.paint((image.data[:, free],))
+                part[free] = self.paint((image.data[:, free],))
         return bridged(out, at, res_m=self.res_m) if len(touched) > 1 else out
 
     def point(self, lon: float, lat: float) -> dict[str, Any]:

@@ -267,9 +267,11 @@ def _check_same(place: LocalPlace | ObjectPlace, attributes: dict[str, Any], spe
         if held.get(k) != wanted.get(k)
     ]
     if different:
+        # of a version that did not say who made it, and whose recipes hold the dates
+        dated = "" if "software" in own else " (an earlier version made this store: it takes no further dates)"
         raise OutputError(
-            f"store {place.name} was made differently: {'; '.join(different)}. Vectors of different recipes cannot be "
-            "compared: use another output (or store.path), or the settings of the store"
+            f"store {place.name} was made differently: {'; '.join(different)}{dated}. Vectors of different recipes "
+            "cannot be compared: use another output (or store.path), or the settings of the store"
         )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -116,6 +117,19 @@ def test_a_tile_shows_the_class_of_the_map_at_every_place(served_at, tmp_path, b
     found = json.loads(get(f"fields/point?lon={lon}&lat={lat}")[2])
     assert found["found"] == {"value": 5, "class": "water"}
     assert layers_at(get)["fields"]["legend"][1] == {"text": "water", "colour": "#2244ee"}
+
+
+@pytest.mark.parametrize("z", [0, 4, 8])
+def test_a_village_is_read_as_fast_on_a_map_of_the_world(tmp_path, z):
+    values = np.full(NORTH.shape, 2, np.uint8)
+    write_map(tmp_path / "fields_utm32_r0_c0.tif", NORTH, values, further=(("how unsure", values),))
+    layer = served.files_layers("fields", "fields", [str(tmp_path / "fields_utm32_r0_c0.tif")])[0]
+    (x, y), (row, col) = tile_at(*lonlat(NORTH, 150, 150), z)
+    began = time.perf_counter()
+    picture = layer.tile(Square(z=z, x=x, y=y))
+    assert time.perf_counter() - began < 3  # minutes, where all of the tile is made at full resolution
+    assert tuple(picture[row, col].tolist()) == rgba("#77aa33")
+    assert np.count_nonzero(picture[..., 3]) < 200
 
 
 def test_further_bands_of_a_map_are_layers_of_their_own(served_at, tmp_path):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline import api
-from pipeline.errors import OutputError
+from pipeline.errors import NoDataError, OutputError
 from pipeline.plan.planner import recipe_of, store_recipe_of
+from pipeline.run.export import Request, export
 from pipeline.run.folder import settings_of, store_at
 from pipeline.run.inspect_store import inspect_store
 from pipeline.run.stored import Stored
@@ -215,6 +216,7 @@ def older(local):
     root = json.loads(before)
     assert root["attributes"]["earthpress"]["identity"]["recipe"] != plan.recipe
     root["attributes"]["earthpress"]["identity"]["recipe"] = plan.recipe
+    del root["attributes"]["earthpress"]["software"]
     file.write_text(json.dumps(root))
     yield place, plan
     file.write_bytes(before)
@@ -223,7 +225,7 @@ def older(local):
 def test_a_store_of_earlier_versions_takes_its_own_plan_only(older, sample, spot, tmp_path):
     place, plan = older
     assert api.plan(request(sample, plan.output, place, SPRING, spot)).id == plan.id
-    with pytest.raises(OutputError, match=f"recipe is {plan.recipe}, the run has"):
+    with pytest.raises(OutputError, match=f"recipe is {plan.recipe}, the run has.*takes no further dates"):
         api.plan(request(sample, tmp_path / "b", place, SUMMER, spot))
 
 
@@ -326,3 +328,21 @@ def test_inspect_of_something_else_says_what_it_wants(tmp_path, earthpress):
     code, _, err = earthpress("inspect", tmp_path)
     assert code == 73
     assert "is not an earthpress store: no Zarr store there" in err
+
+
+def test_an_export_of_an_output_has_its_dates_and_lies_in_it(shared_store):
+    early = shared_store["early"]
+    made = export(early.output, Request(form="npy", bands=(0,), cell_px=256))
+    about = [path for path in made.files if path.endswith(".npy")]
+    assert [Path(path).relative_to(early.output).as_posix() for path in about] == [
+        "exports/embeddings_2024-04-01/embeddings_2024-04-01_utm32.npy"
+    ]
+
+
+def test_an_export_of_an_output_without_vectors_takes_no_other_dates(shared_store, sample, tmp_path):
+    place = settings_of(shared_store["early"]).store.path
+    start, end = "2024-05-01", "2024-06-30"
+    box = part(sample.bbox, 0.3, 0.3, 0.62, 0.45)
+    made = api.plan(request_of(sample, tmp_path / "new", f"store.path={place}", start=start, end=end, bbox=box))
+    with pytest.raises(NoDataError, match="has written no vector of its dates yet: earthpress run"):
+        export(made.output, Request(form="npy"))

@@ -264,3 +264,26 @@ def test_what_killed_exports_left_is_deleted_after_an_hour(stored, tmp_path):
         os.utime(left, (0, 0))
     export(str(stored), Request(form="parquet", cell_px=64), to=str(tmp_path / "v.parquet"))
     assert sorted(file.name for file in tmp_path.iterdir()) == [young.name, "v.parquet"]
+
+
+@pytest.mark.parametrize("method", ["power", "per_pixel", "float16"])
+def test_values_of_other_quantisers_leave_decoded_from_every_zone(tmp_path, spec, data_of, method):
+    path, tiles = tmp_path / "store.zarr", [Tile(zone=zone, row=-2000, col=200, tile_px=256) for zone in (31, 32)]
+    calibration = replace(spec.calibration, scale=(), method=method, dims=4)
+    create_store(path, replace(spec, calibration=calibration, extents=tuple(tile.box for tile in tiles)))
+    for tile in tiles:
+        data, crops = data_of(tile)
+        codes, reason = data.codes.astype(calibration.dtype), data.reason.copy()
+        codes[:, :32], reason[:32] = (np.nan if method == "float16" else -128), 2
+        scale = np.where(reason == 0, np.float32(0.5), np.float32(np.nan)) if method == "per_pixel" else None
+        write_tile(path, tile, replace(data, codes=codes, reason=reason, pixel_scale=scale), maps=(("crops", crops),))
+    made = export(str(path), Request(form="cog"), to=str(tmp_path / "cog"))
+    rows = gpd.read_parquet(export(str(path), Request(form="parquet"), to=str(tmp_path / "v.parquet")).files[0])
+    assert set(rows.zone) == {31, 32}
+    for zone, file in zip((31, 32), made.files, strict=False):
+        wanted = open_store(path, zone=zone, dequantise=True).embeddings[0].values
+        with rasterio.open(file) as found:
+            assert (found.crs.to_epsg(), found.dtypes[0]) == (32600 + zone, "float32")
+            np.testing.assert_allclose(found.read(), wanted, rtol=1e-6)
+        one = rows[rows.zone == zone].iloc[777]
+        np.testing.assert_allclose(one.embedding, wanted[:, one.row + 512_000, one.col - 51_200], rtol=1e-6)
