@@ -207,7 +207,8 @@ def export(
     ] = None,
     bbox: Annotated[str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Only this part, degrees.")] = None,
     date: Annotated[
-        str | None, typer.Option("--date", metavar="DATE", help="A day of the step; default: the output's, else the newest.")
+        str | None,
+        typer.Option("--date", metavar="DATE", help="A day of the step; default: the output's, else the newest."),
     ] = None,
     zone: Annotated[int | None, typer.Option("--zone", help="Only this UTM zone.")] = None,
     bands: Annotated[str | None, typer.Option("--bands", metavar="0,5,10-19", help="Only these bands.")] = None,
