@@ -610,6 +610,8 @@ def _rasters(held: _Held, folder: Path, basis: _Basis | None) -> Exported:
         ("TIFFTAG_SOFTWARE", "earthpress"),
     )
     for box in _groups(held):
+        if all(_raster_part(held, part_of(box, *cut), basis) is None for cut in Frame.of(box).squares()):
+            continue
         square = GROUP_PX * PIXEL_M // box.res_m
         path = folder / f"{held.name}_utm{box.zone:02d}_r{box.row // square}_c{box.col // square}.tif"
         count = [0]
@@ -630,11 +632,8 @@ def _rasters(held: _Held, folder: Path, basis: _Basis | None) -> Exported:
             nodata=NODATA_CODE if int8 else float("nan"),
             tags=tags,
         )
-        if count[0]:
-            files.append(path)
-            pixels += count[0]
-        else:
-            path.unlink()
+        files.append(path)
+        pixels += count[0]
     if not files:
         raise NoDataError("there is no vector to write")
     side = folder / f"{held.name}.json"

@@ -65,12 +65,14 @@ class Finalised:
         mosaics: Files over all zones that are up to date.
         stale: Paths of such files that are older than their map.
         written: Paths of what this call made; empty when everything was up to date.
+        left: GeoTIFFs of maps whose head is gone: nothing keeps them up to date.
     """
 
     maps: tuple[tuple[str, MapFiles], ...] = ()
     mosaics: tuple[Mosaic, ...] = ()
     stale: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     def of(self, kind: str) -> tuple[str, ...]:
         """The files of one kind (a field of ``MapFiles``) of all maps."""
@@ -83,6 +85,7 @@ class Finalised:
             "mosaics": [asdict(made) for made in self.mosaics],
             "stale": list(self.stale),
             "written": list(self.written),
+            "left": list(self.left),
         }
 
     def lines(self) -> tuple[str, ...]:
@@ -93,6 +96,9 @@ class Finalised:
         named += [(made.map_name, "mosaic", (made.path,)) for made in self.mosaics]
         listed = [f"{label:<10} {path}" for _, label, paths in sorted(named) for path in paths]
         listed += [f"{'outdated':<10} {path} (earthpress finalise makes it again)" for path in self.stale]
+        listed += [
+            f"{'left over':<10} {path} (its map is no more: delete it if you do not want it)" for path in self.left
+        ]
         done = f"{len(self.written)} files written" if self.written else "nothing has changed: no file was written"
         return (*listed, done)
 
@@ -293,7 +299,15 @@ class _Room:
                     style=str(path.with_name(record["style"])),
                 )
             )
-        return Finalised(maps=tuple(maps), mosaics=tuple(mosaics), stale=tuple(stale), written=tuple(self.written))
+        gone = {name: record for name, record in held["maps"].items() if names is not None and name not in names}
+        left = [self.root / file for record in gone.values() for file in record["cogs"]]
+        return Finalised(
+            maps=tuple(maps),
+            mosaics=tuple(mosaics),
+            stale=tuple(stale),
+            written=tuple(self.written),
+            left=tuple(str(path) for path in left if path.is_file()),
+        )
 
     def _name(self, path: str) -> str:
         return Path(path).relative_to(self.root).as_posix()

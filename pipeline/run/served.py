@@ -480,7 +480,12 @@ def files_layers(name: str, title: str, paths: Sequence[str], *, warning: str = 
 def _values_style(files: Sequence[File], band: int, tags: dict[str, str], units: str) -> Sequence[Any]:
     """Continuous values of a band between what its file says it may hold, or what it mostly holds."""
     known = tags.get(geotiff.RANGE_TAG)
-    low, high = json.loads(known)[:2] if known else usual_range([_thin(file.path, band) for file in files[:8]])
+    if known:
+        low, high = json.loads(known)[:2]
+    elif units == "%":
+        low, high = 0.0, 100.0
+    else:
+        low, high = usual_range([_thin(file.path, band) for file in files[:8]])
     return ramp_style(low=low, high=high, nodata=None, units=units)
 
 

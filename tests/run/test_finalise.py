@@ -344,6 +344,9 @@ def test_the_report_shows_no_areas_of_a_map_that_is_no_more(out):
     (out / "maps" / "crops.probe.json").unlink()
     assert publish(str(out)).areas == ()
     assert "Areas of map crops" not in (out / "report.html").read_text()
+    left = finalise(str(out)).left
+    assert left
+    assert all("crops_utm" in path for path in left)
 
 
 @pytest.mark.parametrize(
