@@ -25,6 +25,7 @@ from pipeline.bench.cli import bench_app
 from pipeline.config import SENSOR_ORDER, Settings, load
 from pipeline.errors import EarthpressError, InvalidInputError, StoppedError
 from pipeline.run.cli import outputs_app
+from pipeline.run.words import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,19 +238,11 @@ def _estimate_rows(estimate: Estimate, *, device: str) -> list[tuple[str, str]]:
     usd = "unknown (set account.instance)" if estimate.usd is None else f"{estimate.usd:,.4f} USD"
     return [
         ("tokens", f"{estimate.tokens:,} in {estimate.windows:,} windows"),
-        ("to read, to write", f"{_bytes(estimate.bytes_read)}, {_bytes(estimate.bytes_written)}"),
-        ("peak memory", _bytes(estimate.peak_bytes)),
+        ("to read, to write", f"{size_text(estimate.bytes_read)}, {size_text(estimate.bytes_written)}"),
+        ("peak memory", size_text(estimate.peak_bytes)),
         (f"{unit} time", f"{estimate.device_s:,.1f} s"),
         ("cost", usd),
     ]
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 @app.command(

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import OutputError
 from pipeline.run.folder import store_at
+from pipeline.run.words import size_text
 from pipeline.types import BLOCK_PX, Box, Reason
 from pipeline.write import store
 from pipeline.write.commit import Commits
@@ -124,8 +125,8 @@ class StoreFacts:
             ("made by", self.software or "an earlier earthpress"),
             ("layers", layers),
             ("shards, chunks", f"{_shape(self.shard)} in chunks of {_shape(self.chunk)} (time, band, y, x)"),
-            ("embeddings", f"{codes} objects, {_size(size)}{ratio}"),
-            ("everything", f"{self.objects} objects, {_size(self.bytes)}"),
+            ("embeddings", f"{codes} objects, {size_text(size)}{ratio}"),
+            ("everything", f"{self.objects} objects, {size_text(self.bytes)}"),
             ("valid", f"{valid}{f' ({self.valid_from})' if self.valid_from else ''}"),
         )
 
@@ -287,11 +288,3 @@ def _zone_text(zone: Zone) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import InvalidInputError, OutputError
+from pipeline.errors import InvalidInputError
 from pipeline.write import durable
 from pipeline.write.frames import place
 
@@ -52,10 +50,8 @@ def write_array(
         InvalidInputError: A piece lies outside.
         OutputError: A file cannot be written.
     """
-    temp = path.with_name(f"{durable.TEMP_PREFIX}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with durable.placed(path) as temp:
         whole = np.lib.format.open_memmap(temp, mode="w+", dtype=np.dtype(dtype), shape=(bands, *box.shape))  # type: ignore[no-untyped-call]
         for row in range(0, box.height, FILL_ROWS):
             whole[:, row : row + FILL_ROWS] = nodata
@@ -68,14 +64,9 @@ def write_array(
         whole.flush()
         del whole
         if count:
-            durable.sync_file(temp)
             durable.replace(path.with_suffix(".json"), _text(path, box, bands, dtype=dtype, nodata=nodata, about=about))
-            temp.replace(path)
-            durable.sync_folder(path.parent)
-    except OSError as err:
-        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from err
-    finally:
-        temp.unlink(missing_ok=True)
+        else:
+            temp.unlink()
     return count
 
 

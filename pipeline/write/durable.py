@@ -86,6 +86,31 @@ def replace(path: Path, data: bytes, *, at: Checkpoint = passed) -> None:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A name to write a large file under; at the end of the block it is flushed and moved to ``path`` in one step.
+
+    The name lies in a folder of its own, so that what a writer keeps beside its file (SQLite's journal) goes with it.
+    When the block raises, or writes nothing, ``path`` stays as it was.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    folder = path.with_name(f"{TEMP_PREFIX}{path.name[:80]}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    temp = folder / path.name
+    try:
+        folder.mkdir(parents=True)
+        yield temp
+        if temp.exists():
+            sync_file(temp)
+            temp.replace(path)
+            sync_folder(path.parent)
+    except OSError as err:
+        raise OutputError(_why(path, err)) from err
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def sync_file(path: Path) -> None:
     """Flush a file that somebody else wrote to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -6,15 +6,12 @@ outlines keep the edges that neighbours share: no gaps and no overlaps. Areas ar
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import InvalidInputError, OutputError
+from pipeline.errors import InvalidInputError
 from pipeline.write import durable
 from pipeline.write.frames import SOUTH_SHIFT_M, place
 
@@ -210,19 +207,8 @@ def _table(zone: Patches, *, classes: Sequence[tuple[int, str, str]], simplify_m
 
 
 def _write(file: Path, table: Any) -> None:
-    # a folder of its own: SQLite keeps a journal beside its file
-    folder = file.with_name(f"{durable.TEMP_PREFIX}{file.name[:80]}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temp = folder / file.name
-    try:
-        folder.mkdir(parents=True)
+    with durable.placed(file) as temp:
         if file.suffix == ".gpkg":
             table.to_file(temp, driver="GPKG", engine="pyogrio", layer=file.stem)
         else:
             table.to_parquet(temp, compression="zstd", write_covering_bbox=True)
-        durable.sync_file(temp)
-        temp.replace(file)
-        durable.sync_folder(file.parent)
-    except OSError as err:
-        raise OutputError(f"{file}: cannot be written: {err.strerror or err}") from err
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

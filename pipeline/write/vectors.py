@@ -8,14 +8,12 @@ memory is that of one piece.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.errors import InvalidInputError, OutputError
+from pipeline.errors import InvalidInputError
 from pipeline.write import durable
 
 if TYPE_CHECKING:
@@ -82,30 +80,19 @@ def write_parquet(
 
     file = durable.local_path(path)
     schema = _schema(bands, dtype, columns)
-    temp = file.with_name(f"{durable.TEMP_PREFIX}{file.name[:80]}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     rows, edges = 0, [180.0, 90.0, -180.0, -90.0]
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temp, schema, compression="zstd", version="2.6") as writer:
-            for piece in pieces:
-                batch, bounds = _batch(piece, schema, bands=bands, dtype=dtype, shape=shape, columns=columns)
-                if batch.num_rows:
-                    writer.write_table(pa.Table.from_batches([batch], schema), row_group_size=batch.num_rows)
-                    rows += batch.num_rows
-                    edges = [*map(min, edges[:2], bounds[:2]), *map(max, edges[2:], bounds[2:])]
-            if not rows:
-                raise InvalidInputError(f"{file.name}: there is no vector to write")
-            # known only now, and the footer is written when the file is closed
-            writer.add_key_value_metadata(
-                {"geo": json.dumps(_geo(edges, shape)), "earthpress": json.dumps(about, sort_keys=True)}
-            )
-        durable.sync_file(temp)
-        temp.replace(file)
-        durable.sync_folder(file.parent)
-    except OSError as err:
-        raise OutputError(f"{file}: cannot be written: {err.strerror or err}") from err
-    finally:
-        temp.unlink(missing_ok=True)
+    with durable.placed(file) as temp, pq.ParquetWriter(temp, schema, compression="zstd", version="2.6") as writer:
+        for piece in pieces:
+            batch, bounds = _batch(piece, schema, bands=bands, dtype=dtype, shape=shape, columns=columns)
+            if batch.num_rows:
+                writer.write_table(pa.Table.from_batches([batch], schema), row_group_size=batch.num_rows)
+                rows += batch.num_rows
+                edges = [*map(min, edges[:2], bounds[:2]), *map(max, edges[2:], bounds[2:])]
+        if not rows:
+            raise InvalidInputError(f"{file.name}: there is no vector to write")
+        # known only now, and the footer is written when the file is closed
+        about_file = {"geo": json.dumps(_geo(edges, shape)), "earthpress": json.dumps(about, sort_keys=True)}
+        writer.add_key_value_metadata(about_file)
     return rows
 
 
