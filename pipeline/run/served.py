@@ -349,8 +349,8 @@ def around(parts: Sequence[Bounds]) -> Bounds:
     return min(west), min(south), max(east), max(north)
 
 
-def file_of(path: str) -> File:
-    """A GeoTIFF and the degrees around it.
+def files_of(path: str) -> tuple[File, ...]:
+    """A GeoTIFF and the degrees around it; twice, once for each side, where it lies over the antimeridian.
 
     Raises:
         InvalidInputError: Not a GeoTIFF, or one without a place on the Earth.
@@ -366,9 +366,10 @@ def file_of(path: str) -> File:
             west, south, east, north = transform_bounds(found.crs, "EPSG:4326", *found.bounds)
     except RasterioError as err:
         raise InvalidInputError(f"{path} cannot be read as a GeoTIFF") from err
-    if west > east:
-        west, east = _WORLD[0], _WORLD[2]
-    return File(path=path, bounds=(west, south, east, north))
+    if west <= east:
+        return (File(path=path, bounds=(west, south, east, north)),)
+    sides = (west, south, _WORLD[2], north), (_WORLD[0], south, east, north)
+    return tuple(File(path=path, bounds=bounds) for bounds in sides)
 
 
 def classes_style(classes: Sequence[tuple[int, str, str]]) -> tuple[Paint, Describe]:
@@ -436,7 +437,7 @@ def files_layers(name: str, title: str, paths: Sequence[str], *, warning: str = 
     """
     import rasterio  # noqa: PLC0415
 
-    files = tuple(file_of(path) for path in sorted(paths))
+    files = tuple(file for path in sorted(paths) for file in files_of(path))
     with rasterio.open(files[0].path) as first:
         tags, count, dtypes = first.tags(), first.count, first.dtypes
         texts = [text or "" for text in first.descriptions]

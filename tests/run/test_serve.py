@@ -132,6 +132,23 @@ def test_a_village_is_read_as_fast_on_a_map_of_the_world(tmp_path, z):
     assert np.count_nonzero(picture[..., 3]) < 200
 
 
+@pytest.mark.parametrize(("z", "side"), [(1, "west"), (10, "west"), (10, "east")])
+def test_a_file_over_the_antimeridian_is_seen_on_both_of_its_sides(tmp_path, z, side):
+    box = Box(zone=60, res_m=10, row=-200_000, col=80_760, height=64, width=2_000)
+    values = np.full(box.shape, 2, np.uint8)
+    write_map(tmp_path / "m_utm60_r0_c0.tif", box, values)
+    layer = served.files_layers("m", "m", [str(tmp_path / "m_utm60_r0_c0.tif")])[0]
+    assert len(layer.files) == 2
+    lon, lat = lonlat(box, 32, 10 if side == "west" else 1_990)
+    assert (lon > 0) == (side == "west")
+    (x, y), (row, col) = tile_at(lon, lat, z)
+    began = time.perf_counter()
+    picture = layer.tile(Square(z=z, x=x, y=y))
+    assert time.perf_counter() - began < 3
+    assert tuple(picture[row, col].tolist()) == rgba("#77aa33")
+    assert layer.point(lon, lat)["class"]
+
+
 def test_further_bands_of_a_map_are_layers_of_their_own(served_at, tmp_path):
     values, doubt = np.full(NORTH.shape, 2, np.uint8), np.full(NORTH.shape, 255, np.uint8)
     doubt[:150], doubt[150:200] = 10, 90
