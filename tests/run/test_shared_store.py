@@ -27,7 +27,7 @@ SPRING, SUMMER = ("2024-04-01", "2024-05-31"), ("2024-05-31", "2024-07-30")
 URL = "s3://maps/shared/store.zarr"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def spot(sample):
     """A few blocks."""
     return part(sample.bbox, 0.4, 0.4, 0.5, 0.5)
@@ -38,28 +38,40 @@ def request(sample, output, place, dates, spot, *overrides, **values):
     return request_of(sample, output, f"store.path={place}", *overrides, start=start, end=end, bbox=spot, **values)
 
 
-@pytest.fixture(scope="module")
-def shared(sample, spot, s3_server, tmp_path_factory):
+def credentials(patch, s3_server):
+    """The environment of somebody who uses the server."""
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_server),
+        ("AWS_ACCESS_KEY_ID", "somebody"),
+        ("AWS_SECRET_ACCESS_KEY", "wordless"),
+        ("AWS_REGION", "us-east-1"),
+    ):
+        patch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def two_outputs(sample, spot, s3_server, tmp_path_factory):
     """Two outputs with a time step each in one bucket, the second one published; (plans, notes of the second)."""
     root = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (
-            ("AWS_ENDPOINT_URL", s3_server),
-            ("AWS_ACCESS_KEY_ID", "somebody"),
-            ("AWS_SECRET_ACCESS_KEY", "wordless"),
-            ("AWS_REGION", "us-east-1"),
-        ):
-            patch.setenv(name, value)
+        credentials(patch, s3_server)
         first, outcome = run_request(request(sample, root / "spring", URL, SPRING, spot))
         assert outcome.exit_code == 0
         notes = []
         second = api.plan(request(sample, root / "summer", URL, SUMMER, spot), note=notes.append)
         outcome = api.run(second, pictures=True)
         assert outcome.exit_code == 0
-        yield (first, second), notes
+    return (first, second), notes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def shared(two_outputs, s3_server, monkeypatch):
+    """Those outputs, and the environment to reach their store."""
+    credentials(monkeypatch, s3_server)
+    return two_outputs
+
+
+@pytest.fixture(scope="session")
 def local(sample, spot, tmp_path_factory):
     """(place, plans): one store in a folder, two plans for it made before either ran, and the first one's run."""
     root = tmp_path_factory.mktemp("local")
