@@ -32,7 +32,7 @@ demo: $(VENV)/.ready
 	$(BIN)/earthpress demo $(DEMO_ARGS)
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
