@@ -47,7 +47,8 @@ def test_impossible_numbers_are_refused(rho, target):
 
 
 def test_what_was_measured_of_seams_changes_no_hash():
-    first = ("scale", "provisional", "source", "model_sha256", "patch_px", "output", "sensors")  # before there were seams
+    # the fields of the time before there were seams
+    first = ("scale", "provisional", "source", "model_sha256", "patch_px", "output", "sensors")
     old = {name: value for name, value in asdict(BARE).items() if name in first}
     measured = BARE.with_seams(windows(), boxes())
     assert measured.hash == BARE.hash == content_hash(old)
