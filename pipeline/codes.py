@@ -80,6 +80,26 @@ def valid_of(codes: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(codes[0]))
 
 
+def signed(components: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(k, dim) rows turned so that the largest loading of each is positive: eigenvectors have no sign of their own."""
+    largest = np.abs(components).argmax(axis=1)
+    return components * np.where(components[np.arange(len(components)), largest] < 0, -1.0, 1.0)[:, None]
+
+
+def principal(covariance: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Principal components: the eigenvectors of a covariance with the largest eigenvalues.
+
+    Args:
+        covariance: (dim, dim) float64.
+        count: How many, at most dim.
+
+    Returns:
+        ((count, dim) orthonormal rows, largest variance first, see ``signed``; (dim,) variances in that order).
+    """
+    variances, vectors = np.linalg.eigh(covariance)
+    return signed(vectors[:, ::-1][:, :count].T), variances[::-1]
+
+
 def length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """(...) float32 Euclidean length of (dim, ...) vectors; squares are added in halves."""
     squares = vectors * vectors

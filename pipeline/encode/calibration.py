@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.codes import MAX_CODE
+from pipeline.codes import MAX_CODE, signed
 from pipeline.errors import ConfigError, InvalidInputError
 from pipeline.types import Calibration, ModelCard
 
@@ -284,9 +284,8 @@ def _pca(sample: Sample, bands: int, headroom: float, *, card: ModelCard) -> dic
             f"calibration of {card.name}: {sample.count} sample vectors differ in {usable} directions, fewer than the "
             f"{bands} of store.quantiser=pca:{bands}: use more places, or pca:K with K up to {usable}"
         )
-    components = np.round(vectors[:, ::-1][:, :bands].T, VECTOR_DIGITS)
-    largest = np.abs(components).argmax(axis=1)
-    components = components * np.where(components[np.arange(bands), largest] < 0, -1.0, 1.0)[:, None] + 0.0  # no -0.0
+    # rounded first: equal loadings then give the same sign on every machine
+    components = signed(np.round(vectors[:, ::-1][:, :bands].T, VECTOR_DIGITS)) + 0.0  # no -0.0
     digits = VECTOR_DIGITS - math.ceil(math.log10(sample.peak.max()))
     mean = np.round(sample.mean, digits) + 0.0
     scores = np.abs((sample.outermost - mean) @ components.T)

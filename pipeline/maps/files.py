@@ -6,31 +6,66 @@ import contextlib
 import json
 import os
 import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.errors import InvalidInputError, OutputError
 
 MAX_FILE_BYTES = 64_000_000
 
 
-class Owned(Protocol):
-    """A head that belongs to the vectors of one model and calibration."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted(ABC):
+    """What every fitted head knows of the vectors that it was fitted on.
 
-    @property
-    def calibration(self) -> str:
-        """Hash of the calibration."""
-        ...
+    Attributes:
+        calibration: Hash of the calibration of the vectors it was fitted on.
+        model_sha256: Weights of the model that made the vectors.
+        model_name: Name of that model.
+        trained: False when that model had random weights: maps must be labelled.
+        patch_px: Patch of the embedding.
+        created: ISO 8601 UTC.
+        report: Of its validation, JSON.
+    """
 
-    @property
-    def model_sha256(self) -> str:
-        """Weights of the model."""
-        ...
+    calibration: str
+    model_sha256: str
+    model_name: str
+    trained: bool
+    patch_px: int
+    created: str
+    report: str
 
-    @property
-    def model_name(self) -> str:
-        """Name of the model."""
-        ...
+    def check(self, calibration_hash: str, model_sha256: str) -> None:
+        """Refuse vectors of another calibration or model.
+
+        Raises:
+            InvalidInputError: Either differs; both sides are named.
+        """
+        if calibration_hash != self.calibration:
+            raise InvalidInputError(
+                f"the probe was fitted on calibration {self.calibration}, the store has {calibration_hash}: "
+                "fit a probe on this store"
+            )
+        if model_sha256 != self.model_sha256:
+            raise InvalidInputError(
+                f"the probe was fitted on model {self.model_name} (sha256 {self.model_sha256}), the store was made by "
+                f"sha256 {model_sha256}: fit a probe on this store"
+            )
+
+    @abstractmethod
+    def payload(self) -> dict[str, Any]:
+        """What its file holds: JSON values."""
+
+    def save(self, path: str) -> None:
+        """Write it as one JSON file, numbers in full precision; atomic.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        write_json(path, self.payload())
 
 
 def text(value: Any) -> str:
@@ -95,21 +130,3 @@ def _write(path: Path, content: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OutputError(f"probe file {path} cannot be written: {err}") from err
-
-
-def check_owner(head: Owned, calibration_hash: str, model_sha256: str) -> None:
-    """Refuse vectors of another calibration or model than those a head was fitted on.
-
-    Raises:
-        InvalidInputError: Either differs; both sides are named.
-    """
-    if calibration_hash != head.calibration:
-        raise InvalidInputError(
-            f"the probe was fitted on calibration {head.calibration}, the store has {calibration_hash}: "
-            "fit a probe on this store"
-        )
-    if model_sha256 != head.model_sha256:
-        raise InvalidInputError(
-            f"the probe was fitted on model {head.model_name} (sha256 {head.model_sha256}), the store was made by "
-            f"sha256 {model_sha256}: fit a probe on this store"
-        )

@@ -19,6 +19,7 @@ from pipeline.errors import InvalidInputError
 from pipeline.maps.colours import default_colours
 from pipeline.maps.folds import cap_note, capped, components, grouped_folds, integers, permuted
 from pipeline.maps.probe import MAX_CLASSES, Probe
+from pipeline.maps.words import score_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -106,21 +107,12 @@ class ProbeReport:
 
     def table(self) -> Table:
         """The scores as a rich table, one row per class."""
-        from rich.table import Table  # noqa: PLC0415
-
-        head = ("class", "pixels", "places", "precision", "recall", "F1", "IoU")
-        table = Table(
-            title="Scores on held-out places",
-            title_justify="left",
-            caption="\n".join(self.notes) or None,
-            caption_justify="left",
+        rows = (
+            (c.name, str(c.samples), str(c.groups), *map(shown, (c.precision, c.recall, c.f1, c.iou)))
+            for c in self.classes
         )
-        for index, name in enumerate(head):
-            table.add_column(name, justify="right" if index else "left")
-        for c in self.classes:
-            scores = (c.precision, c.recall, c.f1, c.iou)
-            table.add_row(c.name, str(c.samples), str(c.groups), *(shown(s) for s in scores))
-        return table
+        heads = ("class", "pixels", "places", "precision", "recall", "F1", "IoU")
+        return score_table("Scores on held-out places", heads, rows, notes=self.notes)
 
     def headline(self) -> str:
         """One line: score, baseline, control."""
@@ -381,8 +373,3 @@ def _class_score(confusion: NDArray[np.int64], k: int, *, name: str, samples: in
         f1=2 * right / (true + called) if tested else None,
         iou=right / (true + called - right) if tested else None,
     )
-
-
-def shown(score: float | None) -> str:
-    """A score for people."""
-    return "-" if score is None else f"{score:.3f}"

@@ -46,7 +46,7 @@ class Graded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Probe:
+class Probe(files.Fitted):
     """A linear classifier of dequantised embeddings: score = weights @ vector + bias, largest score wins.
 
     Attributes:
@@ -54,12 +54,6 @@ class Probe:
         bias: (class,) float64.
         names: Class names; the uint8 code of a class is its position.
         colours: ``#rrggbb`` of each class.
-        calibration: Hash of the calibration of the vectors it was fitted on.
-        model_sha256: Weights of the model that made the vectors.
-        model_name: Name of that model.
-        trained: False when that model had random weights: maps must be labelled.
-        patch_px: Patch of the embedding.
-        created: ISO 8601 UTC.
         report: ``ProbeReport.to_json()``.
     """
 
@@ -67,13 +61,6 @@ class Probe:
     bias: NDArray[np.float64]
     names: tuple[str, ...]
     colours: tuple[str, ...]
-    calibration: str
-    model_sha256: str
-    model_name: str
-    trained: bool
-    patch_px: int
-    created: str
-    report: str
 
     def __post_init__(self) -> None:
         classes = len(self.names)
@@ -106,14 +93,6 @@ class Probe:
     def hash(self) -> str:
         """Content hash of everything that decides a map's pixels and their meaning."""
         return content_hash([self.weights.tolist(), self.bias.tolist(), self.names, self.calibration])
-
-    def check(self, calibration_hash: str, model_sha256: str) -> None:
-        """Refuse vectors of another calibration or model.
-
-        Raises:
-            InvalidInputError: Either differs; both sides are named.
-        """
-        files.check_owner(self, calibration_hash, model_sha256)
 
     def classify(self, coded: Coded, calibration: Calibration, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """The class of every pixel; it depends on the pixel's own codes only, see ``scores``.
@@ -187,14 +166,6 @@ class Probe:
             "bias": self.bias.tolist(),
             "report": json.loads(self.report),
         }
-
-    def save(self, path: str) -> None:
-        """Write the probe as one JSON file, numbers in full precision; atomic.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
-        files.write_json(path, self.payload())
 
 
 def load(path: str) -> Probe:

@@ -27,7 +27,7 @@ FORMAT = "earthpress-regressor/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Regressor:
+class Regressor(files.Fitted):
     """A linear function of decoded embeddings: value = weights @ vector + bias.
 
     Attributes:
@@ -37,12 +37,6 @@ class Regressor:
         units: Of the quantity, e.g. ``m``; "" when nobody said.
         low: Smallest value it was fitted on: what lies outside ``low`` to ``high`` is extrapolated.
         high: Largest value it was fitted on.
-        calibration: Hash of the calibration of the vectors it was fitted on.
-        model_sha256: Weights of the model that made the vectors.
-        model_name: Name of that model.
-        trained: False when that model had random weights: maps must be labelled.
-        patch_px: Patch of the embedding.
-        created: ISO 8601 UTC.
         report: ``RidgeReport.to_json()``.
     """
 
@@ -52,13 +46,6 @@ class Regressor:
     units: str
     low: float
     high: float
-    calibration: str
-    model_sha256: str
-    model_name: str
-    trained: bool
-    patch_px: int
-    created: str
-    report: str
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 1 or not len(self.weights) or self.weights.dtype != np.float64:
@@ -79,14 +66,6 @@ class Regressor:
     def hash(self) -> str:
         """Content hash of everything that decides a map's pixels and their meaning."""
         return content_hash([self.weights.tolist(), self.bias, self.name, self.units, self.calibration])
-
-    def check(self, calibration_hash: str, model_sha256: str) -> None:
-        """Refuse vectors of another calibration or model.
-
-        Raises:
-            InvalidInputError: Either differs; both sides are named.
-        """
-        files.check_owner(self, calibration_hash, model_sha256)
 
     def predict(self, coded: Coded, calibration: Calibration, valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         """The value of every pixel; it depends on the pixel's own codes only, see ``scores``.
@@ -113,14 +92,6 @@ class Regressor:
         """What its file holds."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"format": FORMAT} | own | {"weights": self.weights.tolist(), "report": json.loads(self.report)}
-
-    def save(self, path: str) -> None:
-        """Write the regressor as one JSON file, numbers in full precision; atomic.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
-        files.write_json(path, self.payload())
 
 
 def of_payload(payload: Any, path: str) -> Regressor:

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.errors import InvalidInputError
 from pipeline.maps.folds import cap_note, capped, components, integers, permuted
 from pipeline.maps.ridge import Regressor
+from pipeline.maps.words import score_table
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -112,22 +113,13 @@ class RidgeReport:
 
     def table(self) -> Table:
         """The errors as a rich table, one row per range of true values."""
-        from rich.table import Table  # noqa: PLC0415
-
         unit = f" ({self.units})" if self.units else ""
-        table = Table(
-            title=f"Errors on held-out places, by true {self.name}",
-            title_justify="left",
-            caption="\n".join(self.notes) or None,
-            caption_justify="left",
+        rows = (
+            (f"{r.low:.4g} to {r.high:.4g}", str(r.samples), str(r.places), f"{r.rmse:.4g}", f"{r.bias:+.4g}")
+            for r in self.ranges
         )
-        for head in (f"true {self.name}{unit}", "pixels", "places", "RMSE", "bias"):
-            table.add_column(head, justify="right")
-        for r in self.ranges:
-            table.add_row(
-                f"{r.low:.4g} to {r.high:.4g}", str(r.samples), str(r.places), f"{r.rmse:.4g}", f"{r.bias:+.4g}"
-            )
-        return table
+        heads = (f"true {self.name}{unit}", "pixels", "places", "RMSE", "bias")
+        return score_table(f"Errors on held-out places, by true {self.name}", heads, rows, notes=self.notes)
 
     def headline(self) -> str:
         """One line: score, baseline, control."""

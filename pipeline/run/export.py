@@ -40,9 +40,11 @@ PARQUET_PX = 256
 SAMPLE_SQUARES = 24
 """Squares, spread evenly, of which principal components are made."""
 SAMPLE_STEP = 4
+"""Every fourth row and column of them."""
 MOST_COMPONENTS = 64
+"""Bands of one GeoTIFF that people still open."""
 HEADROOM = 1.25
-MAX_CODE = 127
+"""Largest score that is not clipped, over the largest of the sample."""
 SWEEP_S = 3600.0
 """Temporary files of killed exports are deleted when they have not changed for so long."""
 NEAR_DEGREES = 30.0
@@ -396,7 +398,7 @@ class _Basis:
         """(k, row, col) int8 scores of (dim, row, col) values; -128 where not valid."""
         flat = np.where(valid, values, 0).reshape(len(values), -1)
         scores = (self.components / self.step) @ flat - ((self.components / self.step) @ self.mean)[:, None]
-        made = np.clip(np.rint(scores), -MAX_CODE, MAX_CODE).astype(np.int8).reshape(-1, *valid.shape)
+        made = np.clip(np.rint(scores), -codes.MAX_CODE, codes.MAX_CODE).astype(np.int8).reshape(-1, *valid.shape)
         return np.where(valid, made, np.int8(NODATA_CODE))
 
 
@@ -570,16 +572,13 @@ def _components(held: _Held) -> _Basis:
     if len(sample) <= k:
         raise NoDataError(f"{len(sample)} vectors in the sample are too few for {k} components")
     mean = sample.mean(axis=0)
-    variances, found_rows = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
-    components = found_rows[:, ::-1][:, :k].T
-    largest = np.abs(components).argmax(axis=1)
-    components = components * np.where(components[np.arange(k), largest] < 0, -1.0, 1.0)[:, None]
+    components, variances = codes.principal(np.atleast_2d(np.cov(sample - mean, rowvar=False)), k)
     peak = float(np.abs((sample - mean) @ components.T).max())
-    share = np.maximum(variances[::-1][:k], 0) / max(float(variances.sum()), 1e-30)
+    share = np.maximum(variances[:k], 0) / max(float(variances.sum()), 1e-30)
     return _Basis(
         mean=mean,
         components=components,
-        step=max(HEADROOM * peak / MAX_CODE, 1e-30),
+        step=max(HEADROOM * peak / codes.MAX_CODE, 1e-30),
         explained=tuple(float(f"{value:.4g}") for value in share),
     )
 

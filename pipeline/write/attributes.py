@@ -118,7 +118,7 @@ def array_attributes(name: str, spec: StoreSpec, extent: Box) -> dict[str, Any]:
         mapping = {"grid_mapping": true_colour.GRID_MAPPING, "coordinates": "period_start period_end"}
         return true_colour.attributes() | common | pixels | mapping
     if name == "embeddings":
-        own = {**_embedding_attributes(spec), **_labels(spec)}
+        own = {**_embedding_attributes(spec), **_geoemb(spec), **_labels(spec)}
     elif name == PIXEL_SCALE:
         own = {"long_name": "value of one code step of the pixel", "units": "1", "_FillValue": NAN_FILL}
     elif name == "reason":
@@ -198,7 +198,7 @@ def _labels(spec: StoreSpec) -> dict[str, Any]:
 def _geoemb(spec: StoreSpec) -> dict[str, Any]:
     model = spec.model
     # The convention calls a vector of a region a chip and wants its size in pixels of the imagery: that is a token. It
-    # is for groups only, so arrays do not claim it.
+    # is for groups only: the array of vectors says the same, for who opens nothing else, and does not claim it.
     side = spec.grid.token_px
     layout: dict[str, Any] = {"geoemb:type": "pixel"}
     if side > 1:

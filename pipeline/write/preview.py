@@ -115,10 +115,7 @@ def pca_basis(samples: NDArray[np.float32]) -> Basis:
     dims = samples.shape[1]
     x = np.pad(samples.astype(np.float64), ((0, 0), (0, max(0, 3 - dims))))
     mean = x.mean(axis=0)
-    variances, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False))
-    components = vectors[:, ::-1][:, :3].T
-    largest = np.abs(components).argmax(axis=1)
-    components = components * np.where(components[np.arange(3), largest] < 0, -1.0, 1.0)[:, None]
+    components, variances = codes.principal(np.cov(x - mean, rowvar=False), 3)
     low, high = np.percentile((x - mean) @ components.T, _PERCENTILES, axis=0)
     # A component without spread is mid grey, whatever the rounding of its scores.
     flat = high - low <= 1e-9 * max(float(np.abs(x).max()), 1e-30)
@@ -129,7 +126,7 @@ def pca_basis(samples: NDArray[np.float32]) -> Basis:
         components=tuple(tuple(row) for row in components[:, :dims].tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
-        explained=tuple((np.maximum(variances[::-1][:3], 0) / total).tolist()),
+        explained=tuple((np.maximum(variances[:3], 0) / total).tolist()),
     )
 
 
