@@ -278,8 +278,12 @@ def test_geoemb_has_what_its_convention_requires(folder):
         assert "/v1/" in entry["schema_url"]
 
 
-def test_geoemb_is_for_groups_only(folder):
-    attributes = nodes_of(folder)["utm31/embeddings"]["attributes"]
+def test_the_array_of_vectors_says_what_its_group_says_and_does_not_claim_the_convention(folder):
+    nodes = nodes_of(folder)
+    attributes, group = (nodes[name]["attributes"] for name in ("utm31/embeddings", "utm31"))
+    for key in (key for key in group if key.startswith("geoemb:")):
+        assert attributes[key] == group[key]
+    assert attributes["geoemb:dimensions"] == 4
     assert {c["name"] for c in attributes["zarr_conventions"]} == {"proj", "spatial"}
 
 
